@@ -317,6 +317,9 @@ class Node(Protocol):
         primary, and calls `observer` at other times, too.
         """
 
+    def is_configured_admin(self, caller: Principal) -> bool:
+        """Whether this node's own file makes a caller an administrator, with nobody to ask (A1)."""
+
     async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         """Make `to`, an in-sync replica, the primary; no pending request fails."""
 

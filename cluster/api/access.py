@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import re
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -21,8 +20,9 @@ from aiohttp import hdrs
 from cluster.api.certificate_name import certificate_name
 from cluster.api.groups import check_watch
 from cluster.api.headers import RELAYED, Headers
+from cluster.api.params import TIMEOUT, known_params
 from cluster.api.problems import ProblemError, from_operation_error
-from cluster.api.route_rights import OPEN, right_for
+from cluster.api.route_rights import OPEN, is_for_no_primary, right_for
 from cluster.api.streams import Streams
 from cluster.services.access import ACCESS_SERVICE
 from cluster.services.access_guard import (
@@ -53,9 +53,9 @@ RIGHTS_OUT_OF_TOUCH_S = 0.8
 LOOKED_AT_PER_TURN = 200
 STATUS_WAIT_MS = 1000
 """How long it is asked who may see the status, where that is not known: clients wait for 2 s."""
-_TIMEOUT = re.compile(r"(?:^|&)timeout_ms=([0-9]{1,9})(?:&|$)")
 
 _caller: ContextVar[Principal] = ContextVar("caller", default=ANONYMOUS)
+_granted: ContextVar[Right | str] = ContextVar("granted", default="")
 
 
 def caller_of(headers: Headers, transport: asyncio.BaseTransport | None) -> Principal:
@@ -139,9 +139,10 @@ class ApiAccess:
     ) -> None:
         """Check the right that a route needs, for any key at all. Raises Problem, OperationError.
 
-        What is done from here on is done for the request's caller.
+        What is done from here on is done for the request's caller. What is for a cluster without a
+        primary is let in where none can be asked, for the administrator of this node's file.
         """
-        _caller.set(ANONYMOUS)
+        self.enter_as(ANONYMOUS)
         if not self.is_on:
             return
         right = right_for(template, method, query)
@@ -149,17 +150,37 @@ class ApiAccess:
             return
         caller = caller_of(headers, transport)
         _caller.set(caller)
-        asked = _TIMEOUT.search(query)
-        timeout_ms = min(max(1, int(asked[1])), self._timeout_ms) if asked else None
+        asked_ms = known_params(query, TIMEOUT).get("timeout_ms", self._timeout_ms)
+        timeout_ms = min(asked_ms, self._timeout_ms)
+        needs_no_primary = is_for_no_primary(template, method, query)
+        if needs_no_primary and self._node.is_configured_admin(caller):
+            timeout_ms = min(timeout_ms, STATUS_WAIT_MS)
         try:
             await self.admit(caller, Need(cast("Right", right)), timeout_ms=timeout_ms)
         except NotPrimaryError as error:
             detail = f"it cannot be checked now who may do this: {error.detail}"
+            if needs_no_primary:
+                if self._node.is_configured_admin(caller):
+                    logger.warning(
+                        "%s %s by the administrator of this node's configuration file: no primary "
+                        "can be asked", method, template,
+                    )  # fmt: skip
+                    return
+                detail += (
+                    ". Without a primary it may be done under the token whose hash is "
+                    "admin_token_hash in the configuration file of the node that is asked"
+                )
             raise NotPrimaryError(error.code, detail, error.primary) from error
+        _granted.set(right)
 
     def enter_as(self, caller: Principal) -> None:
         """Do what is done from here on for this caller: for APIs that have headers of their own."""
         _caller.set(caller if self.is_on else ANONYMOUS)
+        _granted.set("")
+
+    def is_granted(self, right: Right) -> bool:
+        """Whether the request that is being served was found to have this right, by `enter`."""
+        return _granted.get() == right
 
     async def admit(
         self,

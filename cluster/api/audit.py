@@ -6,6 +6,7 @@ Refusals are what strangers can cause: so many lines a second are written, then 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+from cluster.services.access_guard import without_tokens
+from datapath.complaints import Complaints
+
+logger = logging.getLogger(__name__)
 
 MAX_LINES_PER_S = 100
 MAX_FILE_SIZE_BYTES = 16 * 1024 * 1024
@@ -39,6 +45,14 @@ class AuditLine(msgspec.Struct, frozen=True, omit_defaults=True):
     suppressed: int = 0
 
 
+class _AuditFile(RotatingFileHandler):
+    """Raises where a line cannot be written; `logging` would print a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 -- its name
+        """Called where `emit` has failed."""
+        raise  # noqa: PLE0704 -- within its `except`
+
+
 class Audit:
     """Writes to `path`, as its user's alone. `now` (s) does not go back."""
 
@@ -53,7 +67,9 @@ class Audit:
         self._now = now
         self._wall_clock_s = wall_clock_s
         path.touch(mode=0o600, exist_ok=True)
-        self._handler = RotatingFileHandler(
+        self._path = path
+        self._complaints = Complaints(logger)
+        self._handler = _AuditFile(
             path, maxBytes=MAX_FILE_SIZE_BYTES, backupCount=KEPT_FILES, encoding="utf-8"
         )
         self._since = now()
@@ -75,6 +91,7 @@ class Audit:
 
     def tick(self) -> None:
         """Begin another second, and tell what the last one has left out. Call it now and then."""
+        self._complaints.tick(self._now())
         if self._now() - self._since < 1.0:
             return
         suppressed, self._suppressed = self._suppressed, 0
@@ -84,7 +101,8 @@ class Audit:
 
     def close(self) -> None:
         """Close the file."""
-        self._handler.close()
+        with contextlib.suppress(OSError):  # told before
+            self._handler.close()
 
     def _line(
         self,
@@ -95,7 +113,7 @@ class Audit:
         path: str,
         status: int,
     ) -> AuditLine:
-        shown = path.partition("?")[0][:MAX_PATH_LENGTH]
+        shown = without_tokens(path.partition("?")[0])[:MAX_PATH_LENGTH]
         return AuditLine(self._time(), self._node_id, event, token, remote, method, shown, status)
 
     def _time(self) -> str:
@@ -103,4 +121,8 @@ class Audit:
 
     def _write(self, line: AuditLine) -> None:
         text = _encode(line).decode()
-        self._handler.handle(logging.LogRecord("audit", logging.INFO, "", 0, "%s", (text,), None))
+        try:
+            self._handler.emit(logging.LogRecord("audit", logging.INFO, "", 0, "%s", (text,), None))
+        except OSError as error:
+            text = f"the audit log {self._path} cannot be written: {error.strerror}"
+            self._complaints.log("audit", text, self._now())

@@ -1,7 +1,7 @@
 """`GET /v1/backup`: the whole state at one revision, streamed (B1).
 
 The answer has begun before it is known whether it can be completed: what ends early says so in its
-last block, and a connection that breaks leaves out the end.
+last block, and a connection that breaks leaves out the end. So does one whose caller's right goes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import cast
 
 from aiohttp import HttpVersion10
@@ -21,6 +21,7 @@ from cluster.api.answer import BYTES, Answer, drain, server_of, transport_of
 from cluster.api.headers import revision_line
 from cluster.api.params import BACKUP_PARAMS, parse_query
 from cluster.api.settings import HttpSettings
+from cluster.services.rights import Need
 from datapath.operations import BackupSource, Node
 
 logger = logging.getLogger(__name__)
@@ -46,14 +47,25 @@ class BackupHandler:
             options.get("timeout_ms", self._settings.request_timeout_ms),
         )
         logger.info("backup of revision %d, requested by %s", source.revision, asked_by)
-        return StreamedAnswer(source, identity + revision_line(source.revision))
+        access, caller = self._access, self._access.current()
+
+        def may_go_on() -> bool:
+            return (
+                caller is None
+                or access.here(caller, Need("admin")) is None
+                or self._node.is_configured_admin(caller)
+            )
+
+        return StreamedAnswer(source, identity + revision_line(source.revision), may_go_on)
 
 
 class StreamedAnswer(Answer):
     """A backup, a piece at a time as the client takes them; the bytes held are one piece's."""
 
-    def __init__(self, source: BackupSource, headers: bytes) -> None:
+    def __init__(self, source: BackupSource, headers: bytes, may_go_on: Callable[[], bool]) -> None:
+        """`may_go_on`: whether who asked for it still has the right, as far as this node knows."""
         super().__init__(200, b"", BYTES, headers)
+        self._may_go_on = may_go_on
         self._source = source
 
     async def send(self, request: BaseRequest, *, closes: bool) -> None:
@@ -73,6 +85,9 @@ class StreamedAnswer(Answer):
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
                     transport_of(request)
+                    if not self._may_go_on():  # A1
+                        transport.abort()
+                        raise ConnectionResetError("the right to this backup has gone")
                     transport.writelines(
                         (b"%x\r\n" % len(piece), piece, b"\r\n") if in_chunks else (piece,)
                     )

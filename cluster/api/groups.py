@@ -23,6 +23,7 @@ from cluster.api.params import TIMEOUT, parse_query
 from cluster.api.problems import ProblemError
 from cluster.api.relay import GroupRelay, asked_in_head, refuse_elsewhere
 from cluster.api.settings import HttpSettings
+from cluster.config.tls_section import TlsSection
 from cluster.groups.group_map import (
     MAX_MAP_BYTES,
     Group,
@@ -49,13 +50,23 @@ class KnownGroups:
     """What a node knows of the groups: its own, by its configuration, and the newest map.
 
     `relay`: by what it passes on what is another group's; None: it tells its client where to ask.
+    `tls`: what it asks other groups with; a new one with each `renew`.
     """
 
-    def __init__(self, own: Group, relay: GroupRelay | None = None) -> None:
+    def __init__(
+        self, own: Group, relay: GroupRelay | None = None, tls: TlsSection | None = None
+    ) -> None:
         self.relay = relay
+        self.tls = tls or TlsSection()
         self.guard = GroupGuard(own.id, own.slots)
         self.own = own
         self.map: GroupMap | None = None
+
+    def renew(self, tls: TlsSection) -> None:
+        """Ask other groups with what these files hold now."""
+        self.tls = tls
+        if self.relay is not None:
+            self.relay.renew(tls.ca)
 
     def learn(self, offered: GroupMap) -> bool:
         """Take a map if it may take the place of the one that is known (G2)."""

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,7 @@ class HttpListener:
         self._tls = tls
         self._sockets: list[socket.socket] = []
         self._taking: dict[asyncio.Task[None], socket.socket] = {}  # the oldest first
+        self._took_at = -math.inf  # when the newest connection was taken
         self._pause: asyncio.TimerHandle | None = None
         self._hurry = asyncio.Event()
 
@@ -122,6 +124,7 @@ class HttpListener:
             asyncio.get_running_loop().add_reader(listening, self._on_readable, listening)
 
     def _take(self, connection: socket.socket) -> None:
+        self._took_at = asyncio.get_running_loop().time()
         connection.setblocking(False)
         if self._tls is None:
             serving = self._serve(connection, self._server())
@@ -228,7 +231,7 @@ class HttpListener:
             for task in late:
                 task.cancel()
         if self._server.draining and self._server.open_connections:
-            await asyncio.sleep(LAST_CALL_S)
+            await asyncio.sleep(max(0.0, self._took_at + LAST_CALL_S - loop.time()))
         await asyncio.sleep(0)  # what has come is begun before idle connections are closed
         self._server.pre_shutdown()
         await self._server.shutdown(self._server.settings.shutdown_grace_ms / 1000)

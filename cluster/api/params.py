@@ -395,6 +395,14 @@ def split_query(query: str, allowed: Mapping[str, Param]) -> tuple[dict[str, Any
     return values, others
 
 
+def known_params(query: str, allowed: Mapping[str, Param]) -> dict[str, Any]:
+    """Return what a raw query string has of a table; nothing, if its handler will refuse it."""
+    try:
+        return split_query(query, allowed)[0]
+    except ProblemError:
+        return {}
+
+
 def _about(name: str, complaint: str, allowed: Mapping[str, Param]) -> str:
     return f"query parameter {name!r} {complaint} (allowed are {', '.join(allowed)})"
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from cluster.services.access_guard import without_tokens
 from datapath.errors import (
     CompactedError,
     NotPrimaryError,
@@ -403,7 +404,7 @@ class ProblemError(Exception):
             title=self.title,
             status=self.status,
             # It may name what came as bytes that are no text: these are surrogates here.
-            detail=self.detail.encode(errors="backslashreplace").decode(),
+            detail=without_tokens(self.detail.encode(errors="backslashreplace").decode()),
             code=self.code,
             outcome=self.outcome if write else UNSET,
             primary=self.primary or UNSET,
@@ -414,6 +415,19 @@ class ProblemError(Exception):
             revision=self.revision,
         )
         return msgspec.json.encode(document)
+
+
+def unexpected(request_id: str) -> ProblemError:
+    """Return the problem of a defect; `request_id` "": the log has only others like it."""
+    if not request_id:
+        detail = "for details of similar failures see the node's log"
+        return ProblemError("internal_error", detail, outcome="unknown")
+    return ProblemError(
+        "internal_error",
+        f"for details see {request_id} in the node's log",
+        outcome="unknown",
+        instance=f"urn:onecopy:request:{request_id}",
+    )
 
 
 def from_operation_error(error: OperationError) -> ProblemError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
@@ -46,7 +47,14 @@ from cluster.api.params import (
 from cluster.api.problems import ProblemError
 from cluster.api.settings import HttpSettings
 from cluster.client.sessions import explain_tls, make_session, make_tls
-from cluster.groups.relay import Asking, Came, conclude, in_order, refusal_to_relay
+from cluster.groups.relay import (
+    Asking,
+    Came,
+    as_reached,
+    conclude,
+    in_order,
+    refusal_to_relay,
+)
 from cluster.services.leases import LEASES_SERVICE
 from datapath.operations import Operation, Query
 
@@ -123,15 +131,20 @@ def asked_in_head(template: str, name: str, query: str) -> Operation | Query | N
 
 
 class GroupRelay:
-    """One node's. `cacert`: the file of the authority of all groups' nodes; "": the system's."""
+    """One node's. `cacert`: the file of the authority of all groups' nodes; "": it has no TLS."""
 
     def __init__(self, settings: HttpSettings, cacert: str = "") -> None:
         self._settings = settings
         self._cacert = cacert
+        self._trusted: ssl.SSLContext | bool | None = None  # of `_cacert`; None: not read yet
         self._session: aiohttp.ClientSession | None = None
         self._worked: dict[str, str] = {}  # by the group
         self.under_way = 0
         self.relayed_total = 0
+
+    def renew(self, cacert: str) -> None:
+        """Trust what the file of the authority holds now, on new connections."""
+        self._cacert, self._trusted = cacert, None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -213,7 +226,7 @@ class GroupRelay:
     ) -> Answer:
         """Ask one endpoint after the other. Raises Problem."""
         group, problem = refused.group, "no time was left"
-        urls = in_order(refused.endpoints, self._worked.get(group))
+        urls = self._urls(refused)
         for url in urls:
             is_last = url == urls[-1] or _now() >= asked.until_s
             try:
@@ -247,6 +260,7 @@ class GroupRelay:
         async with self._open().request(
             asked.method,
             URL(url + asked.target, encoded=True),
+            ssl=self._trust(),
             data=asked.body or None,
             headers=asked.headers,
             timeout=timeout,
@@ -279,11 +293,11 @@ class GroupRelay:
         timeout = aiohttp.ClientTimeout(
             total=READ_TRY_TIMEOUT_S, sock_connect=RELAY_CONNECT_TIMEOUT_S
         )
-        for url in in_order(refused.endpoints, self._worked.get(refused.group)):
+        for url in self._urls(refused):
             headers = {RELAYED: refused.group}
             try:
                 async with self._open().get(
-                    f"{url}/livez", headers=headers, timeout=timeout
+                    f"{url}/livez", headers=headers, timeout=timeout, ssl=self._trust()
                 ) as response:
                     revision = response.headers.get(REVISION, "")
             except (aiohttp.ClientError, TimeoutError, OSError):
@@ -294,11 +308,21 @@ class GroupRelay:
         detail = f"no node of group {refused.group!r} says which revision it has"
         raise ProblemError("no_primary", detail)
 
+    def _urls(self, refused: ProblemError) -> list[str]:
+        reached = as_reached(refused.endpoints, by_tls=bool(self._cacert))
+        return in_order(reached, self._worked.get(refused.group))
+
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # Without a certificate: whoever calls would have this node's rights (G5).
-            self._session = make_session(MAX_RELAYED, make_tls(self._cacert, "", ""))
+            self._session = make_session(MAX_RELAYED)
         return self._session
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        """Return whom a connection is opened to; those under another one are used no more."""
+        if self._trusted is None:
+            # Without a certificate: whoever calls would have this node's rights (G5).
+            self._trusted = make_tls(self._cacert, "", "") or True
+        return self._trusted
 
 
 def _told(headers: Mapping[str, str]) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cluster.api.params import waits_for_change
+from cluster.api.params import BACKUP_PARAMS, REMOVE_PARAMS, known_params, waits_for_change
 from cluster.services.rights import Right
 
 OPEN: Final = "open"
@@ -54,11 +54,6 @@ ROUTE_RIGHTS: Mapping[str, Mapping[str, Right | str]] = {
 }
 
 
-def is_admins(path: str) -> bool:
-    """Whether what is asked for below a path is noted in the audit log: changes, and backups."""
-    return path.startswith(("/v1/tokens", "/v1/roles", "/v1/cluster/", "/v1/backup", "/v1/groups"))
-
-
 def right_for(template: str, method: str, query: str = "") -> Right | str:
     """Return what a request needs. What is not in the table needs the right `admin`."""
     if template == PAGES:
@@ -68,6 +63,19 @@ def right_for(template: str, method: str, query: str = "") -> Right | str:
     if right == "read" and template == "/v1/kv/{key}" and waits_for_change(query):
         return "watch"
     return right
+
+
+def is_for_no_primary(template: str, method: str, query: str) -> bool:
+    """Whether a request is for a cluster that has no primary, and waits for none.
+
+    `onecopy backup --stale` and `onecopy remove --force`.
+    """
+    match template, method:
+        case "/v1/backup", "GET":
+            return known_params(query, BACKUP_PARAMS).get("consistency") == "stale"
+        case "/v1/cluster/nodes/{id}", "DELETE":
+            return "force" in known_params(query, REMOVE_PARAMS)
+    return False
 
 
 def with_rights(paths: Mapping[str, Any], general: str) -> dict[str, Any]:

@@ -43,9 +43,9 @@ from cluster.api.params import (
     waits_for_change,
 )
 from cluster.api.plain_head import KEYS
-from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error
+from cluster.api.problems import RETRY_AFTER_S, ProblemError, from_operation_error, unexpected
 from cluster.api.roles import RoleHandlers
-from cluster.api.route_rights import PAGES, is_admins
+from cluster.api.route_rights import PAGES
 from cluster.api.server import FullConnection, HttpServer
 from cluster.api.services import SERVICES_PATH, ServiceHandlers
 from cluster.api.settings import HttpSettings
@@ -249,9 +249,7 @@ class HttpApi:
         if connection.is_last:
             answer.closes = True
         let_read(answer, request.headers, self._hosts)
-        path, changes = request.raw_path, method not in _READS
-        if answer.refuses_caller or changes or path.startswith(BACKUP):
-            self._note(request, method, answer)
+        self._note(request, method, answer)
         self.observe(method, request.raw_path, answer, perf_counter() - started)
         return Response(answer)
 
@@ -268,15 +266,22 @@ class HttpApi:
         text = f"request {request_id} failed: {method} {path}"
         kind, now = type(error).__name__, asyncio.get_running_loop().time()
         written = self.complaints.log(kind, text, now, error=error)
-        return self._refusal(_unexpected(request_id if written else ""), method)
+        return self._refusal(unexpected(request_id if written else ""), method)
 
     def _note(self, request: BaseRequest, method: str, answer: Answer) -> None:
-        """Write the audit log: refusals, and changes that need the right `admin`."""
-        target, transport = request.raw_path, request.transport
+        """Write the audit log: refusals, and what the right `admin` has changed, or backed up.
+
+        By the right that was granted, not by the path: what is refused before anybody asked who it
+        was is written by strangers, as often as they like.
+        """
+        if not (answer.refuses_caller or self.access.is_granted("admin")):
+            return
+        target, transport = split_target(request.raw_path)[0], request.transport
+        changes = method not in _READS or target.partition("?")[0] == BACKUP
+        caller = self.access.current() or ANONYMOUS
         if answer.refuses_caller:
-            self.note_refusal(answer, method, target, self.access.current(), transport)
-        elif self._audit is not None and is_admins(target.partition("?")[0]):
-            caller = self.access.current() or ANONYMOUS
+            self.note_refusal(answer, method, target, caller, transport)
+        elif self._audit is not None and changes:
             self._audit.admin(caller.token, _remote(transport), method, target, answer.status)
 
     def note_refusal(
@@ -317,6 +322,7 @@ class HttpApi:
 
     async def _dispatch(self, request: BaseRequest, method: str) -> Answer:
         """Return the handler's answer, if the caller may have it (A1). Raises Problem."""
+        self.access.enter_as(ANONYMOUS)
         target, authority = split_target(request.raw_path)
         self._hosts.check(method, authority, request.headers, request.version)
         check_cluster(request.headers, self.node.views.cluster_id)
@@ -326,21 +332,24 @@ class HttpApi:
         if (answer := preflight(method, request.headers, self._hosts)) is not None:
             return answer
         template, name, handle = self._find(request, path, query, method)
-        if self._groups is None:
+        groups, refused, body = self._groups, None, None
+        if groups is None:
             refuse_group(request.headers)
+        else:
+            refused = groups.enter(request.headers, template, name, query)
+        if refused is None:
             await self.access.enter(template, method, query, request.headers, request.transport)
-            return await handle()
-        refused, body = self._groups.enter(request.headers, template, name, query), None
-        try:
-            if refused is None:
-                await self.access.enter(template, method, query, request.headers, request.transport)
+            try:
                 return await handle()
-        except WrongGroupError as error:  # by its body
-            refused, body = self._groups.problem(error), error.body
+            except WrongGroupError as error:  # by its body
+                if groups is None:
+                    raise
+                refused, body = groups.problem(error), error.body
+        assert groups is not None  # else nothing has refused it
         self.access.enter_as(ANONYMOUS)  # the group judges the caller
         # Its client's end is the end for the group, too.
         cast("FullConnection", request.protocol).reading = asyncio.current_task()
-        return await self._groups.pass_on(
+        return await groups.pass_on(
             request, template, query, refused, self.node.views.cluster_id, body=body,
             access_on=self.access.is_on,
         )  # fmt: skip
@@ -482,16 +491,3 @@ def _method(methods: Mapping[str, HandlerT], method: str) -> HandlerT:
             headers=f"Allow: {allowed}\r\n".encode("ascii"),
         )
     return handler
-
-
-def _unexpected(request_id: str) -> ProblemError:
-    """Return the problem of a defect; `request_id` "": the log has only others like it."""
-    if not request_id:
-        detail = "for details of similar failures see the node's log"
-        return ProblemError("internal_error", detail, outcome="unknown")
-    return ProblemError(
-        "internal_error",
-        f"for details see {request_id} in the node's log",
-        outcome="unknown",
-        instance=f"urn:onecopy:request:{request_id}",
-    )

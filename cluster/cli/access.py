@@ -16,7 +16,7 @@ from cluster.cli.common import (
 )
 from cluster.client.results import RoleInfo, RoleRights, TokenInfo
 from cluster.exit_codes import EXIT_NOT_APPLIED
-from cluster.services.access_guard import draw_token, hash_line
+from cluster.services.access_guard import draw_token, hash_line, principal_of
 from cluster.terminal import printable, say, show, show_json
 
 
@@ -126,6 +126,10 @@ def revoke_token(
     token_id: str, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool
 ) -> None:
     """Revoke the token with this ID: it is refused everywhere within about a second."""
+    if (shown := principal_of(token_id)) is not None:
+        raise click.UsageError(
+            f"that is a token, and its ID is {shown.token}: `ps` shows arguments"
+        )
     with open_client(
         endpoints, timeout_ms, no_discover, as_json=as_json, interrupted=CHANGE_INTERRUPTED
     ) as client:

@@ -67,6 +67,9 @@ def given_token() -> str:
         except UnicodeDecodeError:
             raise click.UsageError(f"{source} holds no token") from None
         except OSError as error:
+            if file.name.startswith("oct_"):  # A2: not repeated
+                advice = "--token-file names a file that holds the token, not the token itself"
+                raise click.UsageError(advice) from None
             raise click.UsageError(f"{source} cannot be read: {error.strerror}") from None
         if not token.strip():
             raise click.UsageError(f"{source} is empty")

@@ -16,12 +16,14 @@ from cluster.cli.common import (
     Whom,
     client_options,
     open_client,
+    open_endpoints,
     whom,
 )
 from cluster.client.errors import ClientError
 from cluster.client.sync import Client
 from cluster.exit_codes import EXIT_UNAVAILABLE
 from cluster.groups.group_map import Group, GroupMap, GroupMapError, GroupsDocument, check_map
+from cluster.groups.relay import as_reached
 from cluster.terminal import printable, show, show_json
 
 MAX_ASKED_AT_ONCE = 16
@@ -85,7 +87,7 @@ def publish(
         check_map(offered)
     except GroupMapError as error:
         raise click.UsageError(f"these groups make no map: {error}") from None
-    first = offered.first.endpoints[0]
+    first = as_reached(offered.first.endpoints, by_tls=_by_tls(",".join(urls)))[0]
     with open_client(
         first, timeout_ms, False, as_json=as_json, interrupted=CHANGE_INTERRUPTED
     ) as client:
@@ -108,7 +110,7 @@ def groups_status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: b
     ):
         found = client.groups()
         known = (found.own,) if found.map is None else found.map.groups
-        ask = partial(_ask, timeout_ms=timeout_ms, caller=whom())
+        ask = partial(_ask, by_tls=_by_tls(endpoints), timeout_ms=timeout_ms, caller=whom())
         states = list(pool.map(ask, known))
     if as_json:
         show_json({"groups": states})
@@ -122,10 +124,16 @@ def groups_status(endpoints: str, timeout_ms: int, no_discover: bool, as_json: b
         sys.exit(EXIT_UNAVAILABLE)
 
 
-def _ask(group: Group, *, timeout_ms: int, caller: Whom) -> GroupSummary:
+def _by_tls(endpoints: str) -> bool:
+    """Whether the given endpoints are reached by TLS: then a map's are, too."""
+    return all(url.startswith("https:") for url in open_endpoints(endpoints))
+
+
+def _ask(group: Group, *, by_tls: bool, timeout_ms: int, caller: Whom) -> GroupSummary:
     """Ask a group how it is."""
     try:
-        with Client(group.endpoints, timeout_ms=timeout_ms, **caller) as client:
+        urls = as_reached(group.endpoints, by_tls=by_tls)
+        with Client(urls, timeout_ms=timeout_ms, **caller) as client:
             found = client.status()
     except (ClientError, ValueError) as error:
         return GroupSummary(group.id, note=str(error))

@@ -35,6 +35,7 @@ from cluster.groups.group_map import (
     may_replace_map,
     route,
 )
+from cluster.groups.relay import as_reached
 from datapath.keyspaces import after_prefix
 
 MAP_ASK_TIMEOUT_MS = 2000
@@ -53,7 +54,15 @@ ClientT = TypeVar("ClientT", bound=_Closable)
 class _Routes(Generic[ClientT]):
     """Which client is for which key. Pure but for `make`, which sends nothing."""
 
-    def __init__(self, seeds: tuple[str, ...], make: Callable[[tuple[str, ...]], ClientT]) -> None:
+    def __init__(
+        self,
+        seeds: tuple[str, ...],
+        make: Callable[[tuple[str, ...]], ClientT],
+        *,
+        uses_tls: bool = False,
+    ) -> None:
+        """`uses_tls`: whether the clients that are made know certificates."""
+        self._by_tls = uses_tls or all(url.startswith("https:") for url in seeds)
         self.map: GroupMap | None = None
         self._seeds = seeds
         self._make = make
@@ -61,7 +70,7 @@ class _Routes(Generic[ClientT]):
 
     def sources(self) -> Iterator[str]:
         """Yield the nodes to ask for the map, those that keep it first."""
-        keepers = self.map.first.endpoints if self.map is not None else ()
+        keepers = self._reached(self.map.first) if self.map is not None else ()
         yield from dict.fromkeys((*keepers, *self._seeds))
 
     def learn(self, found: GroupsDocument) -> bool:
@@ -88,8 +97,11 @@ class _Routes(Generic[ClientT]):
             if not group.endpoints:
                 detail = f"the map names no endpoints of group {group.id!r}: publish another"
                 raise UnavailableError(detail, code="groups_unknown")
-            self._clients[group] = self._make(group.endpoints)
+            self._clients[group] = self._make(self._reached(group))
         return self._clients[group]
+
+    def _reached(self, group: Group) -> tuple[str, ...]:
+        return as_reached(group.endpoints, by_tls=self._by_tls)
 
     def clients(self) -> list[ClientT]:
         """Return all that were made."""
@@ -112,7 +124,8 @@ class AsyncGroupedClient:
     def __init__(self, endpoints: str | Iterable[str] = DEFAULT_ENDPOINTS, **options: Any) -> None:
         """Name nodes of any groups; `options` are those of `AsyncClient`, for each group alike."""
         self._options = options
-        self._routes = _Routes(check_endpoints(endpoints), self._client_at)
+        uses_tls = bool(options.get("cacert") or options.get("cert"))
+        self._routes = _Routes(check_endpoints(endpoints), self._client_at, uses_tls=uses_tls)
         self._asking = asyncio.Lock()
 
     def _client_at(self, endpoints: Iterable[str]) -> AsyncClient:
@@ -191,7 +204,8 @@ class GroupedClient:
     def __init__(self, endpoints: str | Iterable[str] = DEFAULT_ENDPOINTS, **options: Any) -> None:
         """Name nodes of any groups; `options` are those of `Client`, for each group alike."""
         self._options = options
-        self._routes = _Routes(check_endpoints(endpoints), self._client_at)
+        uses_tls = bool(options.get("cacert") or options.get("cert"))
+        self._routes = _Routes(check_endpoints(endpoints), self._client_at, uses_tls=uses_tls)
         self._lock = threading.RLock()
 
     def _client_at(self, endpoints: Iterable[str]) -> Client:

@@ -23,7 +23,7 @@ class AccessSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         str,
         Meta(
             description="The role of callers without a token. Empty: they may do nothing but ask "
-            'for health. `"admin"`: as if there were no access control.'
+            'for health. `"admin"`: whoever reaches the port may do everything.'
         ),
     ] = ""
     audit_file: Annotated[

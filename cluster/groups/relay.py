@@ -112,6 +112,16 @@ def conclude(changes: bool, came: Came, *, is_last: bool) -> Conclusion:
     return "unknown" if changes and came.sent else "unreachable"
 
 
+def as_reached(endpoints: Sequence[str], *, by_tls: bool) -> tuple[str, ...]:
+    """G5: return a map's endpoints as they are reached: by TLS from where TLS is used.
+
+    What was sent under TLS, a token too, goes on under TLS. A map may be older than certificates.
+    """
+    if not by_tls:
+        return tuple(endpoints)
+    return tuple(url.replace("http://", "https://", 1) for url in endpoints)
+
+
 def in_order(endpoints: Sequence[str], worked: str | None) -> list[str]:
     """Return a group's endpoints as they are to be asked: the one that last worked first."""
     return sorted(endpoints, key=lambda url: url != worked)

@@ -10,7 +10,6 @@ from cluster.api.groups import KnownGroups
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import ClientError
 from cluster.config.groups_section import GroupsSection
-from cluster.config.model import ClusterConfig
 from cluster.groups.group_map import GroupMap, GroupMapError, decode_map
 from cluster.services.groups import GROUPS_SERVICE, MAP_KEY
 from datapath.errors import OperationError
@@ -30,11 +29,9 @@ MAP_TIMEOUT_MS = 2000
 class MapFollower:
     """One node's. `groups` is its configuration's section."""
 
-    def __init__(
-        self, config: ClusterConfig, node_id: str, groups: GroupsSection, known: KnownGroups,
-        gateway: Gateway,
-    ) -> None:  # fmt: skip
-        self._tls = config.tls.for_node(node_id)
+    def __init__(self, groups: GroupsSection, known: KnownGroups, gateway: Gateway) -> None:
+        self._client: AsyncClient | None = None
+        self._client_tls = known.tls
         self._groups = groups
         self._known = known
         self._gateway = gateway
@@ -58,6 +55,7 @@ class MapFollower:
         finally:
             if leave is not None:
                 leave()
+            await self._close()
 
     async def _look(self) -> GroupMap | None:
         """Return the newest map that can be had now."""
@@ -70,16 +68,25 @@ class MapFollower:
             return None  # no primary now: what is known goes on
 
     async def _ask(self) -> GroupMap | None:
-        tls = self._tls
+        tls = self._known.tls
+        if tls is not self._client_tls:  # the files have changed
+            await self._close()
         try:
-            async with AsyncClient(
-                self._groups.first,
-                discover=False,
-                timeout_ms=MAP_TIMEOUT_MS,
-                cacert=tls.ca,
-                cert=tls.certificate,
-                key=tls.key,
-            ) as client:
-                return (await client.groups()).map
+            if self._client is None:
+                self._client_tls = tls
+                self._client = AsyncClient(
+                    self._groups.first,
+                    discover=False,
+                    timeout_ms=MAP_TIMEOUT_MS,
+                    cacert=tls.ca,
+                    cert=tls.certificate,
+                    key=tls.key,
+                )
+            return (await self._client.groups()).map
         except (ClientError, ValueError):
             return None
+
+    async def _close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()

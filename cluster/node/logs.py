@@ -2,6 +2,8 @@
 
     2026-01-31T12:00:00.123Z n1 INFO datapath.protocol.primary: epoch 4 begins, in sync: n1 n2
 
+Whatever is logged, of a token no more than its id is shown (A2).
+
 The level comes from `--log-level`, else from ONECOPY_LOG_LEVEL, else it is INFO. With the format
 "json" (`--log-format`, ONECOPY_LOG_FORMAT) each line is an object with the same parts:
 
@@ -18,6 +20,9 @@ from typing import TextIO
 
 import msgspec
 
+from cluster.services.access_guard import without_tokens
+from cluster.terminal import printable
+
 LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 ENVIRONMENT_VARIABLE = "ONECOPY_LOG_LEVEL"
@@ -25,7 +30,7 @@ FORMAT_VARIABLE = "ONECOPY_LOG_FORMAT"
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line; line breaks inside become visible, so that no event is two."""
+    """Formats a record as one line: what breaks lines, or moves a cursor, is made visible."""
 
     def __init__(self, node_id: str) -> None:
         super().__init__()
@@ -36,8 +41,8 @@ class LineFormatter(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
-        text = text.replace("\r", "\\r").replace("\n", "\\n")
-        return f"{_moment(record)} {self._node_id} {record.levelname} {record.name}: {text}"
+        shown = printable(without_tokens(text))
+        return f"{_moment(record)} {self._node_id} {record.levelname} {record.name}: {shown}"
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -64,15 +69,15 @@ class JsonFormatter(logging.Formatter):
             self._node_id,
             record.levelname,
             record.name,
-            _encodable(record.getMessage()),
-            _encodable(traceback),
+            _shown(record.getMessage()),
+            _shown(traceback),
         )
         return msgspec.json.encode(line).decode()
 
 
-def _encodable(text: str) -> str:
-    """Replace lone surrogates (of file names, say), which are no Unicode."""
-    return text.encode("utf-8", "replace").decode()
+def _shown(text: str) -> str:
+    """Return a text without tokens and lone surrogates (of file names, say)."""
+    return without_tokens(text.encode("utf-8", "replace").decode())
 
 
 def _moment(record: logging.LogRecord) -> str:

@@ -248,7 +248,7 @@ class NodeRuntime:
         self._archiver = make_archiver(config, self._gateway, self._registry.report)
         self._entry = Joining(parts, self._rejoin, hint)
         self._watch = Watch(parts)
-        self._renewal = Renewal(parts, tls, self._ports.close_refused)
+        self._renewal = Renewal(parts, tls, self._ports.close_refused, groups)
 
     # -- putting it together
 
@@ -392,9 +392,7 @@ class NodeRuntime:
         if is_first and self._gateway.view is None:
             self._tasks.spawn(self._entry.bootstrap(self._agreement))
         if self._groups is not None and self._config.groups is not None:
-            follower = MapFollower(
-                self._config, self._node_id, self._config.groups, self._groups, self._gateway
-            )
+            follower = MapFollower(self._config.groups, self._groups, self._gateway)
             self._tasks.spawn(follower.run())
         if self._archiver is not None:
             self._tasks.spawn(self._archiver.note_times())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from cluster.api.groups import KnownGroups
 from cluster.certificates.node_tls import NodeTls, signature_of
 from cluster.config.file import load_config
 from cluster.config.model import ClusterConfig
@@ -25,7 +26,7 @@ REMIND_INTERVAL_S = 601.0
 
 class Renewal:
     """`tls` is None on a node without TLS. `close_clients` ends clients' connections whose
-    certificate (DER) is refused from now on.
+    certificate (DER) is refused from now on. `groups`: who asks other groups, if there are any.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Renewal:
         parts: Parts,
         tls: NodeTls | None,
         close_clients: Callable[[Callable[[bytes], bool]], None],
+        groups: KnownGroups | None,
     ) -> None:
         self._parts = parts
         self._tls = tls
         self._close_clients = close_clients
+        self._groups = groups
         self._asked = asyncio.Event()
         self._told: dict[str, float] = {}
         self._seen = self._signature()
@@ -100,6 +103,8 @@ class Renewal:
         logger.info("took up the files of [tls]: %s", tls.description)
         self._parts.mesh.close_links(tls.is_revoked, "its certificate has been revoked")
         self._close_clients(tls.is_revoked)
+        if self._groups is not None:
+            self._groups.renew(config.tls.for_node(self._parts.node_id))
 
     def _remind(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -106,14 +106,18 @@ def known_groups(config: ClusterConfig, node: str, settings: HttpSettings) -> Kn
     if groups is None:
         return None
     urls = tuple(map(config.url, config.nodes))[:MAX_ENDPOINTS]
-    relay = GroupRelay(settings, config.tls.for_node(node).ca)
-    return KnownGroups(Group(groups.id, groups.slots, urls), relay)
+    tls = config.tls.for_node(node)
+    return KnownGroups(Group(groups.id, groups.slots, urls), GroupRelay(settings, tls.ca), tls)
 
 
 def guard_of(config: ClusterConfig) -> TokenGuard:
     """Return who judges requests on this node; without [access], nobody is judged."""
     access = config.access
-    return TokenGuard(is_on=access is not None, anonymous=access.anonymous if access else "")
+    return TokenGuard(
+        is_on=access is not None,
+        anonymous=access.anonymous if access else "",
+        first=first_admin_of(config),
+    )
 
 
 def first_admin_of(config: ClusterConfig) -> Principal | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,11 +72,11 @@ def examine(paths: Sequence[Path]) -> Iterator[Examination]:
             )
         memories = tuple(_memory(item) for item in examined)
         try:
-            choice = survivors.choose(held, memories)
+            choice = survivors.choose(held, memories, partial(_first_difference, examined))
         except survivors.DisagreementError as error:
             raise RecoveryError(
-                f"{error} (one of them is an older copy, or was changed). Find out which is right, "
-                "and leave the other out of the command"
+                f"{error} (one of them is an older copy, was changed, or went on as a copy). Find "
+                "out which is right, and leave the other out of the command"
             ) from None
         yield Examination(tuple(examined), choice, memories)
 
@@ -103,6 +104,23 @@ def _survivor(directory: InspectedDirectory) -> Survivor | None:
         tail_cut=marks is None or marks.tail_cut,
         is_cut=log.torn is not None or bool(log.damage),
     )
+
+
+def _first_difference(
+    examined: Sequence[Examined], one: Survivor, other: Survivor, entries: range
+) -> int | None:
+    """Return the first of these entries that the logs of two survivors hold differently."""
+    logs = [
+        item.directory.log for item in examined if item.survivor is one or item.survivor is other
+    ]
+    begun = [log.records_after(entries.start - 1) for log in logs if log is not None]
+    for record, against in zip(*begun, strict=False):
+        if record.first_index >= entries.stop:
+            break
+        if record != against:
+            first: int = record.first_index
+            return max(first, entries.start)
+    return None
 
 
 def _memory(item: Examined) -> NodeMemory:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from cluster.archive.reading import Replay, told
-from datapath.records import Record
 from datapath.storage.founding import Founded, Founding
 from datapath.storage.inspection import InspectedDirectory
-from datapath.storage.log_recovery import ExaminedLog
 from datapath.storage.snapshot import SnapshotWriter
 from datapath.storage.store import Store
-
-_READ_BYTES = 4 * 1024 * 1024
 
 
 class Made(NamedTuple):
@@ -52,7 +48,7 @@ def make(
         )
         try:
             records = told(
-                _records(log, store.applied_index),
+                log.records_after(store.applied_index),
                 lambda index: on_progress(source.items + index - source.store_index, total),
             )
             Replay(records, store, "the log").to(log.last_index)
@@ -62,13 +58,6 @@ def make(
             store.close()
         founded = founding.finish(log.last_index, log.last_epoch, map_size_bytes, age_s=age_s)
     return Made(founded, digest)
-
-
-def _records(log: ExaminedLog, after: int) -> Iterator[Record]:
-    while after < log.last_index:
-        for record in log.read(after + 1, _READ_BYTES):
-            yield record
-            after = record.last_index
 
 
 def _copy_store(

@@ -45,6 +45,7 @@ CERTIFICATE = "cn="
 """Begins the id of a certificate's name among those of tokens, which have hexadecimal digits."""
 
 _TOKEN = re.compile(r"oct_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+_SHOWN = re.compile(r"(oct_[0-9a-f]{16}_)[A-Za-z0-9_-]+")
 
 
 class StoredToken(msgspec.Struct, frozen=True, array_like=True):
@@ -108,6 +109,14 @@ def principal_of(text: str) -> Principal | None:
     return Principal(found[1], hashlib.sha256(text.encode()).digest())
 
 
+def without_tokens(text: str) -> str:
+    """Return a text that says of each token, or beginning of one, whose it is and no more (A2).
+
+    For what is written down, or told to others, and has come from a caller: a path, say.
+    """
+    return _SHOWN.sub(r"\1…", text) if "oct_" in text else text
+
+
 def principal_of_certificate(name: str) -> Principal:
     """Return who has shown a certificate of this common name, "" for none, at this node.
 
@@ -136,7 +145,7 @@ class TokenGuard:
     """The guard of one node. `anonymous`: the role of callers without a token; "": none.
 
     `is_on`: as configured; and as soon as the cluster is found to have access control. A node whose
-    configuration lacks it must not be the way around it.
+    configuration lacks it must not be the way around it. `first`: whose token its file names.
     """
 
     mark = ROLES, VERSION_KEY
@@ -146,11 +155,13 @@ class TokenGuard:
         *,
         is_on: bool = True,
         anonymous: str = "",
+        first: Principal | None = None,
         max_age_ms: float = MAX_RIGHTS_AGE_MS,
     ) -> None:
         self.is_on = is_on
         self.max_age_ms = max_age_ms
         self.anonymous = anonymous
+        self._first = first
 
     def notice(self, held: bytes | None) -> None:
         """Take what stands under the mark: with a token or a role there is access control."""
@@ -190,6 +201,12 @@ class TokenGuard:
         need = Need("admin")
         return name if may(role, need) else forbidden(name, need)
 
+    def is_configured_admin(self, caller: Principal, read: StateReader) -> bool:
+        """Whether this node's own file makes a caller an administrator, with nobody to ask (A1)."""
+        if not caller.token:
+            return self.anonymous == ADMIN_ROLE
+        return self._first is not None and is_first_admin(self._first, caller, read)
+
     def _role_of(self, caller: Principal, read: StateReader) -> OperationError | tuple[str, Role]:
         token = None
         if caller.token:
@@ -215,6 +232,21 @@ class TokenGuard:
                 else f"there is no role {name!r} any more, which this token has"
             )
         return name, decode_role(stored)
+
+
+def is_first_admin(first: Principal, caller: Principal, read: StateReader) -> bool:
+    """A1: whether a caller has shown the token of a configuration, as far as this state goes.
+
+    A state that has no tokens says nothing of which were revoked.
+    """
+    if caller.token != first.token or not hmac.compare_digest(caller.digest, first.digest):
+        return False
+    held = read(ROLES, TOKEN + caller.token.encode())
+    if held is not None:
+        token = decode_token(held)
+        return is_proved(caller, token) and token.role == ADMIN_ROLE
+    is_revoked = read(ROLES, SEEDED + caller.digest) is not None
+    return read(ROLES, VERSION_KEY) is not None and not is_revoked
 
 
 def is_proved(caller: Principal, token: StoredToken) -> bool:

@@ -56,32 +56,49 @@ def prepare_groups(data: Path, groups: int, wanted: Wanted) -> tuple[list[Cluste
             f"the deployment in {data} has --groups {kept}, not {groups}; groups cannot be added "
             "or removed: omit the option to resume it, or choose another --data"
         )
-    if not kept and (left := [node for node in data.glob("g*/n*") if any(node.glob("*"))]):
-        raise UpError(
-            f"{left[0]} holds data, and there is no {data}/g1/{CONFIG_NAME}: put that file back, "
-            "or choose another --data"
-        )
-    nodes, port = wanted["nodes"] or 3, wanted["port"]
-    size = nodes + (wanted["witnesses"] or 0)
-    if not kept and groups * size > PEER_PORT_OFFSET:
-        raise UpError(f"{groups * size} nodes are too many: choose fewer --groups or --nodes")
-    token = draw_token() if wanted["with_access"] and not kept else None
-    if not kept:
-        try:
-            data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if wanted["tls"]:
-                make_certificates(data / "certs", [f"n{number + 1}" for number in range(size)])
-            if token is not None:
-                write_file(data / TOKEN_NAME, f"{token.text}\n".encode())
-        except OSError as error:
-            raise UpError(f"{error.filename or data}: {error.strerror}") from None
-    access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
-    scheme, secret = "https" if wanted["tls"] else "http", draw_secret()
-    keepers = [f"{scheme}://127.0.0.1:{(port or DEFAULT_PORT) + node}" for node in range(nodes)]
     services = {
         name: msgspec.structs.replace(item, path=f"../{item.path}" if item.path else "")
         for name, item in wanted["services"].items()
     }
+    if kept:
+        return _kept_configs(data, groups, {**wanted, "services": services}), False
+    return _new_configs(data, groups, {**wanted, "services": services}), True
+
+
+def _kept_configs(data: Path, groups: int, wanted: Wanted) -> list[ClusterConfig]:
+    configs: list[ClusterConfig] = []
+    for number in range(groups):
+        folder = data / f"g{number + 1}"
+        if not (folder / CONFIG_NAME).exists():
+            raise UpError(f"there is no {folder / CONFIG_NAME}: put that file back")
+        config, _ = prepare_config(folder, **wanted)
+        configs.append(config)
+        wanted = {**wanted, "port": None}  # the option is for the first one
+    return configs
+
+
+def _new_configs(data: Path, groups: int, wanted: Wanted) -> list[ClusterConfig]:
+    if left := [node for node in data.glob("g*/n*") if any(node.glob("*"))]:
+        raise UpError(
+            f"{left[0]} holds data, and there is no {data}/g1/{CONFIG_NAME}: put that file back, "
+            "or choose another --data"
+        )
+    nodes, port = wanted["nodes"] or 3, wanted["port"] or DEFAULT_PORT
+    size = nodes + (wanted["witnesses"] or 0)
+    if groups * size > PEER_PORT_OFFSET:
+        raise UpError(f"{groups * size} nodes are too many: choose fewer --groups or --nodes")
+    token = draw_token() if wanted["with_access"] else None
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if wanted["tls"]:
+            make_certificates(data / "certs", [f"n{number + 1}" for number in range(size)])
+        if token is not None:
+            write_file(data / TOKEN_NAME, f"{token.text}\n".encode())
+    except OSError as error:
+        raise UpError(f"{error.filename or data}: {error.strerror}") from None
+    access = None if token is None else AccessSection(admin_token_hash=hash_line(token))
+    scheme, secret = "https" if wanted["tls"] else "http", draw_secret()
+    keepers = [f"{scheme}://127.0.0.1:{port + node}" for node in range(nodes)]
     configs: list[ClusterConfig] = []
     for number in reversed(range(groups)):  # with the first one's file the deployment is there
         section = GroupsSection(
@@ -90,26 +107,20 @@ def prepare_groups(data: Path, groups: int, wanted: Wanted) -> tuple[list[Cluste
             first=tuple(keepers) if number else (),
         )
         folder = data / section.id
-        own = wanted.copy()
-        own["services"] = services
-        if not kept:
-            (folder / CONFIG_NAME).unlink(missing_ok=True)  # of a try that was interrupted
-            own["port"] = (port or DEFAULT_PORT) + number * size
-        elif number:
-            own["port"] = None
+        (folder / CONFIG_NAME).unlink(missing_ok=True)  # of a try that was interrupted
+        own: Wanted = {**wanted, "port": port + number * size}
         share = GroupShare(section, secret, tls_of("../certs") if wanted["tls"] else None, access)
         try:
             config, _ = prepare_config(
                 folder, **own, share=share, etcd_port=ETCD_PORT + number * size
             )
-        except UpError:
-            if not kept:  # nothing has run yet: another --port must find no trace of this one
-                for other in configs:
-                    other.path.unlink()
-                (data / TOKEN_NAME).unlink(missing_ok=True)
+        except UpError:  # nothing has run yet: another --port must find no trace of this one
+            for other in configs:
+                other.path.unlink()
+            (data / TOKEN_NAME).unlink(missing_ok=True)
             raise
         configs.insert(0, config)
-    return configs, not kept
+    return configs
 
 
 def slots_of(number: int, groups: int) -> SlotRange:

@@ -50,6 +50,9 @@ class AccessGuard(Protocol):
     def judge_admin(self, caller: Principal, read: StateReader, /) -> OperationError | str:
         """Return the same of a change of the cluster itself."""
 
+    def is_configured_admin(self, caller: Principal, read: StateReader, /) -> bool:
+        """Whether this node's own file makes a caller an administrator, with nobody to ask."""
+
 
 def refusal(
     guard: AccessGuard | None, asked: Operation | Query, read: StateReader

@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
-import msgspec
-
 from datapath.errors import (
     NotPrimaryError,
     OperationError,
@@ -21,6 +19,7 @@ from datapath.errors import (
     PrimaryFullError,
 )
 from datapath.execution.access_guard import knows_rights
+from datapath.execution.batch import Batch
 from datapath.execution.client_table import SUMMARY_SIZE_BYTES
 from datapath.execution.concurrency import Concurrency, Running
 from datapath.execution.executor import Executor
@@ -41,26 +40,11 @@ _OPERATION_OVERHEAD_BYTES = 200
 _SIZED = frozenset({bytes, str})
 _FIRST_RESERVED_BYTES = 64 * 1024
 """What is asked of the disk at once for a batch, so that small operations ask it once together."""
+GATHER_MS = 4
+"""How long operations wait for others, at most, while each turn of the event loop brings some."""
+ENOUGH_OPERATIONS = 256
+"""So many wait for no others: a record of theirs costs each of them little."""
 _RECORD_OVERHEAD_BYTES = HEADER_SIZE_BYTES + SUMMARY_SIZE_BYTES
-
-
-class Batch(msgspec.Struct):
-    """What was executed together, and becomes one record. `first_index`: of its first entry.
-
-    `in_sync`: how many replicas are; `copies`: how many must hold it. `next_index`: of its next
-    entry. `size_bytes` of its entries; `reserved_bytes`: so much the disk has room for.
-    `has_repeats`: among its answers.
-    """
-
-    first_index: int
-    in_sync: int
-    copies: int
-    next_index: int
-    entries: list[Entry] = []
-    answers: list[PendingAnswer] = []
-    size_bytes: int = 0
-    reserved_bytes: int = 0
-    has_repeats: bool = False
 
 
 class LogSpace(Protocol):
@@ -117,6 +101,8 @@ class Pipeline:
         self._waiting_keys: dict[str, int] = {}
         self._overload_repeats: list[tuple[Waiting, OverloadedError]] = []  # of this turn
         self._batch_due = False
+        self._gathered = 0  # how many waited in the turn before, since operations are gathered
+        self._gathers_until_ms = 0.0
         self._concurrency = Concurrency()
         self._stopped = False
         self.operations_total = 0
@@ -193,7 +179,26 @@ class Pipeline:
             self._batch_due = True
             self.call_soon(self._take_turn)
 
+    def _gathers(self) -> bool:
+        """Whether still more may come at once: in the turn of the loop that ends some have.
+
+        A record costs each node much (messages, a sync), and an operation in it little; what many
+        clients send comes within a few turns. One alone waits for a turn that brings nothing.
+        """
+        count = len(self.waiting)
+        if not self._gathered < count < ENOUGH_OPERATIONS:
+            return False
+        now_ms = self._clock()
+        if not self._gathered:
+            self._gathers_until_ms = now_ms + GATHER_MS
+        self._gathered = count
+        return now_ms < self._gathers_until_ms
+
     def _take_turn(self) -> None:
+        if self._gathers():
+            self.call_soon(self._take_turn)
+            return
+        self._gathered = 0
         self._batch_due = False
         primary, tail, bounds = self._replica.primary, self._tail, self._bounds
         try:
@@ -245,8 +250,7 @@ class Pipeline:
                 batch.answers.append(answer)
                 continue
             size = entry_size_bytes(entry)
-            is_full = batch.size_bytes + size > MAX_ENTRIES_SIZE_BYTES
-            if is_full and self._overflows(batch, size):
+            if batch.size_bytes + size > MAX_ENTRIES_SIZE_BYTES >= size:
                 self._record(batch)
                 batch = self._begin_batch()
                 if not self._may_go_on(batch):
@@ -305,12 +309,6 @@ class Pipeline:
         detail = problem + ": bring a replica back, or lower min_copies"
         self._refuse(waiting, OperationNotAppliedError("not_enough_copies", detail))
         return False
-
-    @staticmethod
-    def _overflows(batch: Batch, size_bytes: int) -> bool:
-        """Whether an entry does not fit into the batch's record, but may into one of its own."""
-        after_bytes = batch.size_bytes + size_bytes
-        return bool(batch.entries) and after_bytes > MAX_ENTRIES_SIZE_BYTES >= size_bytes
 
     def _may_go_on(self, batch: Batch) -> bool:
         """Whether what was executed before a record was made may follow it."""

@@ -144,6 +144,16 @@ class Context:
             raise self.no_primary("")
         engine.interpreter.check_admin(caller)
 
+    def is_configured_admin(self, caller: Principal | None) -> bool:
+        """Whether this node alone may let a caller change the cluster: there is nobody to ask (A1).
+
+        A witness knows nothing of revoked tokens. None is the node itself.
+        """
+        access, engine = self.access, self.engine
+        if access is None or not access.is_on or caller is None:
+            return True
+        return engine is not None and access.is_configured_admin(caller, engine.interpreter.stored)
+
     def replica_here(self) -> Engine:
         """Return the replica that runs on this node. Raises NotPrimaryError on a witness."""
         if self.engine is None:

@@ -148,10 +148,10 @@ class Engine:
         self.incoming = IncomingStreams(
             node_id,
             is_ours=self._is_ours,
-            has_room=storage.reserve,
+            room=storage,
             on_message=self.interpreter.on_message,
         )
-        self.send, self.reply = self.outgoing.send, self.incoming.send  # for the interpreter
+        self.stream_to, self.stream_from = self.outgoing.links.get, self.incoming.links.get
         self._handover: asyncio.Future[View] | None = None
         self._tasks = Tasks(self.fail)
         self._tick_handle: asyncio.TimerHandle | None = None

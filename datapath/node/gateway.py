@@ -325,6 +325,10 @@ class Gateway:
         feed = self._engine.interpreter.feed
         return partial(feed.leave, feed.observe(keyspace, key, observer))
 
+    def is_configured_admin(self, caller: Principal) -> bool:
+        """Whether this node's file makes a caller an administrator, with nobody to ask (A1)."""
+        return self._context.is_configured_admin(caller)
+
     async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         """Make `to` (a member of the in-sync set) the primary; no waiting request fails."""
         primary, view = self.primary, self.views.newest

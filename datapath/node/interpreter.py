@@ -8,6 +8,7 @@ engine gives it a disk, links and an event loop, and so does the simulator.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from datapath.errors import NotPrimaryError, OperationError, RejectedError
@@ -76,14 +77,21 @@ class ReplicaDisk(Protocol):
         """Entries were applied to the store."""
 
 
+class PeerStream(Protocol):
+    """One end of a replication stream."""
+
+    def send(self, message: Message, /) -> None:
+        """Send; never blocks."""
+
+
 class Surroundings(Protocol):
     """What else an interpreter needs of its node: links, consensus, snapshots, the event loop."""
 
-    def send(self, peer: str, message: Message, /) -> None:
-        """Send on the stream that this node has opened to `peer`; drop it if there is none."""
+    def stream_to(self, peer: str, /) -> PeerStream | None:
+        """Return the one that this node has opened; without it what would be sent is dropped."""
 
-    def reply(self, peer: str, message: Message, /) -> None:
-        """Send back on the stream that `peer` has opened; drop it if there is none."""
+    def stream_from(self, peer: str, /) -> PeerStream | None:
+        """Return the one that `peer` has opened to this node."""
 
     def redial(self, peer: str, reason: str, /) -> None:
         """Close the stream to `peer`, and open a new one."""
@@ -197,7 +205,7 @@ class Interpreter:
             disk,
             bounds,
             async_operations={name: service.async_operations for name, service in services.items()},
-            append=self._append,
+            append=partial(self.run, replica.append),
             not_primary=self.not_primary,
             why_not_serving=self.why_not_serving,
             spawn=surroundings.spawn,
@@ -228,9 +236,6 @@ class Interpreter:
                 self._carry_out(effect)
         except Exception as problem:  # noqa: BLE001  whatever it was
             self._surroundings.fail(problem)
-
-    def _append(self, record: Record) -> None:
-        self.run(self.replica.append, record)
 
     def on_tick(self) -> None:
         """Time has passed."""
@@ -274,9 +279,11 @@ class Interpreter:
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
             case effects.Send(peer, message):
-                self._surroundings.send(peer, message)
+                if (stream := self._surroundings.stream_to(peer)) is not None:
+                    stream.send(message)
             case effects.Reply(peer, message):
-                self._surroundings.reply(peer, message)
+                if (stream := self._surroundings.stream_from(peer)) is not None:
+                    stream.send(message)
             case effects.WriteRecords(ticket, records):
                 self.tail.on_written(records)
                 if self.replica.primary is None:  # nothing can be done here before it is durable

@@ -76,22 +76,27 @@ class MemberAdmin:
     ) -> View:
         """Take a node out of the cluster for good, as the primary judges (rules M1, A1).
 
-        Without a primary nobody knows who holds what: then only force removes.
+        Without a primary nobody knows who holds what: then only force removes, and only for the
+        administrator of this node's file.
         """
         context, primary = self._context, self._context.views.primary
         if context.views.newest is None or context.views.is_removed:
             raise context.no_primary("")
-        if primary == context.node_id and context.engine is not None:
+        is_here = primary == context.node_id and context.engine is not None
+        if is_here and (context.is_primary or not force):
             context.check_admin(caller)
             return await self.remove_here(node, timeout_ms, force=force, asked_by=asked_by)
         try:
-            call = RemoveCall(node, timeout_ms, force, asked_by, caller)
-            return await context.ask_for_view(primary, call, timeout_ms)
+            if not is_here:
+                call = RemoveCall(node, timeout_ms, force, asked_by, caller)
+                return await context.ask_for_view(primary, call, timeout_ms)
         except NotPrimaryError as problem:
             if not force:
                 raise NotPrimaryError(
                     "no_primary", without_a_primary(node, str(problem))
                 ) from problem
+        if not context.is_configured_admin(caller):
+            raise context.no_primary("")
         return await self.remove_here(node, timeout_ms, force=True, asked_by=asked_by)
 
     async def remove_here(self, node: str, timeout_ms: int, *, force: bool, asked_by: str) -> View:

@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 MIN_ROOM_BYTES = 64 * 1024
 """A replica with less room than that on its disk says that it takes no records."""
-MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
-"""With so much waiting for the store, no more operations are taken: it is in memory."""
 
 
 class ReplicaStorage:
@@ -95,7 +93,8 @@ class ReplicaStorage:
         """The same, on the event loop if the disk has been fast."""
         self.stalled_for_ms: Callable[[], float]
         """For how long the oldest write has been under way; 0: there is none."""
-        self._reserve: Callable[[int], bool]
+        self.reserve: Callable[[int], bool]
+        """Whether records of so many bytes can be taken."""
         self._on_error: Callable[[BaseException], None] = lambda _: None
         self._trimming: asyncio.Task[None] | None = None
 
@@ -158,13 +157,14 @@ class ReplicaStorage:
         self.store.on_damage = on_error
         self._worker = LogWriter(
             self.log,
+            self.store,
             on_done=on_durable,
             on_error=on_error,
             max_queued_bytes=self._max_queued_bytes,
         )
         self.write, self.write_here = self._worker.append, self._worker.append_here
         self.stalled_for_ms = self._worker.stalled_for_ms
-        self._reserve = self._worker.reserve
+        self.reserve = self._worker.reserve
         self._flusher = StoreFlusher(
             self.store,
             on_error=on_error,
@@ -236,10 +236,6 @@ class ReplicaStorage:
         self._disk.submit(ticket, self.accepted.clear_marks)
 
     # -- room and health
-
-    def reserve(self, n_bytes: int) -> bool:
-        """Whether records of `n_bytes` can be taken, beside what is queued and not flushed."""
-        return self.store.overlay_bytes < MAX_UNFLUSHED_BYTES and self._reserve(n_bytes)
 
     @property
     def writable(self) -> bool:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from datapath.execution.pipeline import LogSpace
 from datapath.protocol import messages
 from datapath.transport.link import Link
 
 
 class _Streams:
-    """The newest link to each peer, in one direction."""
+    """The newest link to each peer, in one direction: what is sent goes to `links` itself."""
 
     encode = staticmethod(messages.encode_message)
     decode = staticmethod(messages.decode_message)
 
     def __init__(self) -> None:
-        self._links: dict[str, Link] = {}
-
-    def send(self, peer: str, message: messages.Message) -> None:
-        """Send on the stream with `peer`; dropped where there is none."""
-        link = self._links.get(peer)
-        if link is not None:
-            link.send(message)
+        self.links: dict[str, Link] = {}
 
     def _is_newest(self, link: Link) -> bool:
-        return self._links.get(link.peer) is link
+        return self.links.get(link.peer) is link
 
 
 class OutgoingStreams(_Streams):
@@ -44,7 +39,7 @@ class OutgoingStreams(_Streams):
 
     def on_open(self, link: Link) -> None:
         """A stream is open."""
-        self._links[link.peer] = link
+        self.links[link.peer] = link
         self._on_link(link.peer)
 
     def on_messages(self, link: Link, answers: list[messages.Message]) -> None:
@@ -57,15 +52,15 @@ class OutgoingStreams(_Streams):
         """A stream is gone."""
         del reason
         if self._is_newest(link):
-            del self._links[link.peer]
+            del self.links[link.peer]
             self._on_link_lost(link.peer)
 
 
 class IncomingStreams(_Streams):
     """Those that primaries have opened to this node, once it is admitted.
 
-    `is_ours` judges a probe's cluster id, and ends the node that has another's data. `has_room`
-    reserves room for so many bytes of records on the disk.
+    `is_ours` judges a probe's cluster id, and ends the node that has another's data. `room`:
+    of the disk, for records.
     """
 
     def __init__(
@@ -73,20 +68,20 @@ class IncomingStreams(_Streams):
         node_id: str,
         *,
         is_ours: Callable[[str], bool],
-        has_room: Callable[[int], bool],
+        room: LogSpace,
         on_message: Callable[[str, messages.Message], None],
     ) -> None:
         super().__init__()
         self._node_id = node_id
         self._is_ours = is_ours
-        self._has_room = has_room
+        self._room = room
         self._on_message = on_message
         self.admitted = False
 
     def on_open(self, link: Link) -> None:
         """A primary may speak from now on."""
         if self.admitted:
-            self._links[link.peer] = link
+            self.links[link.peer] = link
         else:
             link.close(f"{self._node_id} has not been admitted to the cluster yet")
 
@@ -97,18 +92,18 @@ class IncomingStreams(_Streams):
         for message in said:
             if isinstance(message, messages.Probe) and not self._is_ours(message.cluster_id):
                 return
-            if isinstance(message, messages.Append) and not self._may_take(message):
+            if (
+                isinstance(message, messages.Append)
+                and message.records
+                and not self._room.reserve(sum(map(len, message.records)))
+            ):
                 # Not acknowledged, and the stream is broken off: the primary goes on without.
                 link.close(f"the disk of {self._node_id} is full or too slow")
                 return
             self._on_message(link.peer, message)
 
-    def _may_take(self, message: messages.Append) -> bool:
-        size = sum(map(len, message.records))
-        return not size or self._has_room(size)
-
     def on_close(self, link: Link, reason: str) -> None:
         """A stream is gone."""
         del reason
         if self._is_newest(link):
-            del self._links[link.peer]
+            del self.links[link.peer]

@@ -8,7 +8,8 @@ the primary of an epoch begins with all that was acknowledged before, and within
 grow. What a later epoch acknowledged is on all that were in sync then, and these are all lost: it
 may be left out even where a directory has it, as an entry of an earlier epoch that others replaced.
 Such entries are told. If one of the directories holds something committed that the furthest one
-lacks, they are not of one history, and none is chosen.
+lacks, or another entry where the furthest one has one of the same epoch, they are not of one
+history, and none is chosen.
 
 Rule R2: that nothing acknowledged is missing is only said if it is proved: the chosen replica is in
 sync in the last view, and in every later one that may have been agreed; and the directories are
@@ -17,7 +18,7 @@ those of a majority of the voters, so that no later view was agreed without them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -114,9 +115,27 @@ def holds_committed_of(best: Survivor, other: Survivor) -> bool:
     return best.log.epoch_at(other.commit_index) == epoch
 
 
-def choose(survivors: Sequence[Survivor], memories: Iterable[NodeMemory] = ()) -> Choice:
+def must_be_alike(best: Survivor, other: Survivor) -> range:
+    """R1: the entries that two logs of one history hold alike: to the last one of equal epoch.
+
+    An epoch has one primary, and what it writes follows what it has (log matching).
+    """
+    same = _last_equal(best, other.log)
+    return range(max(best.log.base_index, other.log.base_index) + 1, same + 1)
+
+
+def _last_equal(best: Survivor, log: LogIndex) -> int:
+    return best.log.match(log.last_index, log.runs_from(log.base_index + 1), log.base_index)
+
+
+def choose(
+    survivors: Sequence[Survivor],
+    memories: Iterable[NodeMemory] = (),
+    first_difference: Callable[[Survivor, Survivor, range], int | None] = lambda *_: None,
+) -> Choice:
     """Choose what the new cluster is made of. There is at least one survivor.
 
+    `first_difference` returns which of these entries two logs hold differently; None: none of them.
     Raises DisagreementError: they are not of one history.
     """
     best = survivors[0]
@@ -131,6 +150,15 @@ def choose(survivors: Sequence[Survivor], memories: Iterable[NodeMemory] = ()) -
                 f"although its log goes further (to entry {best.log.last_index} of epoch "
                 f"{best.log.last_epoch}): they are not of one history"
             )
+    for survivor in survivors:
+        alike = must_be_alike(best, survivor)
+        if survivor is best or not alike:
+            continue
+        if (index := first_difference(best, survivor, alike)) is not None:
+            raise DisagreementError(
+                f"{survivor.name} and {best.name} hold different entries {index}, both of epoch "
+                f"{best.log.epoch_at(index)}, which had one primary: they are not of one history"
+            )
     known = list(memories)
     losses, doubts = tuple(_losses(best, known)), tuple(_doubts(best, known))
     choice = Choice(best=best, losses=losses, doubts=doubts)
@@ -143,7 +171,7 @@ def choose(survivors: Sequence[Survivor], memories: Iterable[NodeMemory] = ()) -
 def _left_out(best: Survivor, other: Survivor) -> str:
     """Return what another log has instead of what the chosen one has there; "": nothing."""
     log = other.log
-    same = best.log.match(log.last_index, log.runs_from(log.base_index + 1), log.base_index)
+    same = _last_equal(best, log)
     if not has_replaced(best, log, same):
         return ""
     return (

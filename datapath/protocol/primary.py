@@ -20,6 +20,15 @@ from election.view import AddToInSync, Confirm, RemoveFromInSync, View
 Stage = Literal["recording", "matching", "open"]
 
 
+def is_first_epoch(view: View) -> bool:
+    """Whether no primary came before this view's: only a bootstrap makes epoch 1.
+
+    A cluster that is made of kept data begins at a higher one (B2), and waits: the primary of the
+    cluster before it may still run, under a promise of this replica.
+    """
+    return view.epoch == 1
+
+
 class Primary:
     """One epoch as the primary. Made when the view says so, thrown away when it ends.
 
@@ -37,6 +46,7 @@ class Primary:
     def __init__(self, state: ReplicaState, view: View, links: dict[str, int]) -> None:
         self._state = state
         self.epoch = view.epoch
+        self._is_first = is_first_epoch(view)
         self.stage: Stage = "recording"
         self.opening_index = 0  # of the entry that opens the epoch; 0 until "open"
         self.in_sync = InSync(state, view)
@@ -89,10 +99,11 @@ class Primary:
     def is_free_of_promises(self) -> bool:
         """D4: what this replica promised to another primary must have run out before it serves.
 
-        A handover needs no wait: that primary had stopped serving before it was proposed.
+        A handover needs no wait: that primary had stopped serving before it was proposed. Nor does
+        a cluster's first epoch: no primary came before it.
         """
         state = self._state
-        if self.in_sync.view.handed_over:
+        if self.in_sync.view.handed_over or self._is_first:
             return True
         return state.now_ms >= state.promised_ms + state.timing.grace_period_ms
 

@@ -13,16 +13,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datapath.errors import DiskFullError
+from datapath.records import Record
 from datapath.storage.data_directory import FILE_MODE, storage_error, sync_directory
 from datapath.storage.log_files import Files
 from datapath.storage.log_held import HeldLog
 from datapath.storage.segment import Damage, Segment, remove_segments, segment_of
 
+_READ_BYTES = 4 * 1024 * 1024
 _SEGMENT_NAME = re.compile(r"\d{20}\.seg")
 
 
@@ -58,6 +60,13 @@ class ExaminedLog(HeldLog):
         self.torn = torn
         for segment in segments:
             segment.written_s = os.fstat(segment.descriptor).st_mtime
+
+    def records_after(self, index: int) -> Iterator[Record]:
+        """Yield the records from the one on that holds the entry after `index`."""
+        while index < self.last_index:
+            for record in self.read(index + 1, _READ_BYTES):
+                yield record
+                index = record.last_index
 
     def close(self) -> None:
         """Close the files. Closing twice is harmless."""

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from datapath.clock import clock_s
 from datapath.errors import OverloadedError, SafetyError
@@ -22,6 +22,8 @@ from datapath.storage.log import Log
 from datapath.storage.segment import SYNC_MARK_SIZE_BYTES
 
 DEFAULT_MAX_QUEUED_BYTES = 192 * 1024 * 1024
+MAX_UNFLUSHED_BYTES = 128 * 1024 * 1024
+"""With so much waiting for the store, no more records are taken: it is in memory."""
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 FAST_SYNC_S = 0.001
 """The event loop waits for a disk only if its last write and sync took less."""
@@ -44,6 +46,13 @@ class _Pending(NamedTuple):
     since: float
 
 
+class Overlaid(Protocol):
+    """Where what the log holds goes next; see `datapath.storage.store.Store`."""
+
+    overlay_bytes: int
+    """What is applied there, and only in memory."""
+
+
 class LogWriter:
     """Carries out the log's writes, in the order in which they were submitted: mostly on a thread.
 
@@ -59,12 +68,14 @@ class LogWriter:
     def __init__(
         self,
         log: Log,
+        store: Overlaid,
         *,
         on_done: Callable[[int], object],
         on_error: Callable[[Exception], object],
         max_queued_bytes: int = DEFAULT_MAX_QUEUED_BYTES,
     ) -> None:
         self._log = log
+        self._store = store
         self._on_done = on_done
         self._on_error = on_error
         self._max_queued_bytes = max_queued_bytes
@@ -94,11 +105,11 @@ class LogWriter:
         return 0.0
 
     def reserve(self, n_bytes: int) -> bool:
-        """Whether `n_bytes` of records can be appended, the queued ones first: queue and disk.
+        """Whether `n_bytes` of records can be appended, beside what is queued and not flushed.
 
         Raises DiskFailedError if the disk fails while room is taken.
         """
-        if self._is_over(n_bytes):
+        if self._is_over(n_bytes) or self._store.overlay_bytes >= MAX_UNFLUSHED_BYTES:
             return False
         marks = len(self._pending) * SYNC_MARK_SIZE_BYTES
         return self._log.reserve(self._queued_bytes + marks + n_bytes)

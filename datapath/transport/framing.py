@@ -56,12 +56,14 @@ class FramingError(DataPathError):
 class FrameReader:
     """Puts messages together from the bytes of one websocket, in their order.
 
-    Read into `get_buffer`, and say by `received` how much came. `is_masked`: as a client's are.
+    Read into `buffer`, and say by `received` how much came. `is_masked`: as a client's are.
     """
 
     def __init__(self, *, is_masked: bool) -> None:
         self._mask_bytes = _MASK_BYTES if is_masked else 0
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self.buffer = self._scratch
+        """Where to put what comes next; never empty."""
         self._held = 0  # of the scratch: the beginning of a frame
         self._large = memoryview(b"")  # the large message under way
         self._large_at = 0  # how much of it has come
@@ -73,29 +75,30 @@ class FrameReader:
         self.close_reason: bytes | None = None
         """Of the other end's closing; None: it has not closed."""
 
-    def take(self) -> tuple[list[Payload], list[bytes]]:
-        """Return the messages that are complete, and what the pings among them ask to be sent."""
-        taken = self._messages, self._pings
-        self._messages, self._pings = [], []
-        return taken
-
-    def get_buffer(self) -> memoryview:
-        """Return where to put what comes next; never empty."""
+    def _next_buffer(self) -> memoryview:
         if self._body:
             return self._body[self._body_at :]
         if self._large:  # a head, and then the message itself: nothing of it in the scratch
             return self._scratch[self._held : max(_MAX_HEAD_BYTES, self._held + 1)]
         return self._scratch[self._held :]
 
-    def received(self, size_bytes: int) -> None:
-        """Take what has been put there. Raises FramingError or msgspec.MsgspecError."""
+    def received(self, size_bytes: int) -> tuple[list[Payload], list[bytes]]:
+        """Take what has been put there.
+
+        Returns the messages that are complete now, and what the pings among them ask to be sent.
+        Raises FramingError or msgspec.MsgspecError.
+        """
         if not self._body:
             self._read_scratch(self._held + size_bytes)
-            return
-        self._body_at += size_bytes
-        if self._body_at == len(self._body):
-            body, self._body = self._body, memoryview(b"")
-            self._end_binary(body)
+        else:
+            self._body_at += size_bytes
+            if self._body_at == len(self._body):
+                body, self._body = self._body, memoryview(b"")
+                self._end_binary(body)
+        self.buffer = self._next_buffer()
+        taken = self._messages, self._pings
+        self._messages, self._pings = [], []
+        return taken
 
     def _read_scratch(self, end: int) -> None:
         scratch, at = self._scratch, 0

@@ -221,10 +221,9 @@ class Link:
 
     # Receiving: what the websocket tells
 
-    def on_received(self) -> None:
+    def on_received(self, payloads: list[Payload], pings: list[bytes]) -> None:
         """Deliver what is complete, and answer pings."""
         self._liveness.heard_at = self._loop.time()
-        payloads, pings = self._websocket.reader.take()
         for payload in pings:
             self._send_control(PONG, payload)
         if payloads and not self.closed:

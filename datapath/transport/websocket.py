@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from datapath.transport.framing import CLOSE, FrameReader, FramingError, frame
+from datapath.transport.framing import CLOSE, FrameReader, FramingError, Payload, frame
 
 GOING_AWAY = 1001
 """The code of every closing (RFC 6455, 7.4.1); the reason says more."""
@@ -24,8 +24,8 @@ _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 class WebSocketUser(Protocol):
     """Whom a websocket tells what happens; sync and fast."""
 
-    def on_received(self) -> None:
-        """Something has come: `reader` has it."""
+    def on_received(self, payloads: list[Payload], pings: list[bytes]) -> None:
+        """Something has come: these messages are complete, and these pings ask for an answer."""
 
     def on_violation(self, error: Exception) -> None:
         """What has come breaks the protocol."""
@@ -58,6 +58,8 @@ class WebSocket(asyncio.BufferedProtocol):
         self.is_client = is_client
         self.is_full = False
         """Whether more is written than the other end takes: write no more for now."""
+        self.write: Callable[[Sequence[bytes | memoryview]], None] = transport.writelines
+        """Send frames. Raises RuntimeError where the connection is gone."""
         self._transport = transport
         self._early = early
         self._on_gone = on_gone
@@ -80,12 +82,6 @@ class WebSocket(asyncio.BufferedProtocol):
         """Return what the transport knows."""
         return self._transport.get_extra_info(name)
 
-    def write(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Send frames. Raises OSError or RuntimeError where the connection is gone."""
-        if self._transport.is_closing():
-            raise ConnectionResetError("the other side has gone")
-        self._transport.writelines(buffers)
-
     async def close(self, reason: bytes, timeout_s: float) -> None:
         """Say why, and wait until the other end has heard it, but not for long."""
         with contextlib.suppress(OSError, RuntimeError, TimeoutError):
@@ -102,38 +98,31 @@ class WebSocket(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 -- asyncio's signature
         """Return where to put what comes."""
-        return self.reader.get_buffer()
+        return self.reader.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what has been put there."""
-        if self._take(nbytes) and self._user is not None:
-            self._user.on_received()
+        user = self._user
+        if user is None or self._over.done():
+            return
+        try:
+            payloads, pings = self.reader.received(nbytes)
+        except (FramingError, msgspec.MsgspecError) as error:
+            self._end()
+            user.on_violation(error)
+            return
+        if self.reader.close_reason is not None:
+            self._end()
+        user.on_received(payloads, pings)
 
     def data_received(self, data: bytes) -> None:
         """Take what comes from a transport that has buffers of its own."""
         rest = memoryview(data)
-        while rest:
-            buffer = self.reader.get_buffer()
+        while rest and not self._over.done():
+            buffer = self.reader.buffer
             size = min(len(buffer), len(rest))
             buffer[:size], rest = rest[:size], rest[size:]
-            if not self._take(size):
-                return
-        if data and self._user is not None:
-            self._user.on_received()
-
-    def _take(self, size_bytes: int) -> bool:
-        if self._over.done():
-            return False
-        try:
-            self.reader.received(size_bytes)
-        except (FramingError, msgspec.MsgspecError) as error:
-            self._end()
-            if self._user is not None:
-                self._user.on_violation(error)
-            return False
-        if self.reader.close_reason is not None:
-            self._end()
-        return True
+            self.buffer_updated(size)
 
     def _end(self) -> None:
         if not self._over.done():

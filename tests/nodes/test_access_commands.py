@@ -155,6 +155,9 @@ async def test_bad_input_is_told_by_name_and_changes_nothing(ask: Asking, tmp_pa
         (("token", "create", "admin", "--output", there), 2, "already exists"),
         (("token", "revoke", "0" * 16), 1, "no token"),
         (("token", "revoke", "../x"), 1, "is no name"),
+        (("token", "revoke", ask.admin), 2, f"its ID is {ask.admin.split('_')[1]}"),
+        (("token", "revoke", ask.admin[:-1]), 1, "no token"),
+        (("token", "list", "--token-file", ask.admin), 2, "holds the token, not the token"),
         (("token", "list", "--token-file", tmp_path / "none"), 2, "No such file"),
         (("token", "list", "--token", ask.admin), 2, "No such option"),  # `ps` would show it
         (("token", "init", there), 1, "already exists"),
@@ -163,6 +166,9 @@ async def test_bad_input_is_told_by_name_and_changes_nothing(ask: Asking, tmp_pa
         ended = await ask(*arguments, code=code)
         assert words in ended.err, (arguments, ended)
         assert "Traceback" not in ended.err
+        assert ask.admin[21:30] not in ended.err, "A2"
+    assert ask.admin[21:30] not in ask.cluster.nodes["n1"].log()
+    assert ask.admin[21:30] not in (ask.cluster.directory / "audit-n1.jsonl").read_text()
     two_lines = tmp_path / "two lines"
     two_lines.write_text(f"{ask.admin}\n{ask.admin}\n")
     assert "token" in (await ask("token", "list", "--token-file", two_lines, code=2)).err

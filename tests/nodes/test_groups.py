@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -116,3 +117,33 @@ async def test_a_node_with_other_slots_gets_no_link_and_does_not_start_on_a_grou
         assert "n3" not in view.in_sync
     finally:
         cluster.end()
+
+
+async def test_a_running_node_trusts_another_groups_authority_once_its_file_names_it(
+    tmp_path: Path,
+) -> None:
+    first = Cluster(tmp_path / "g1", replicas=1, groups={"id": "g1", "slots": LOW}, tls=True)
+    high = {"id": "g2", "slots": HIGH, "first": [first.url("n1")]}
+    second = Cluster(tmp_path / "g2", replicas=1, groups=high, tls=True)
+    try:
+        await asyncio.gather(first.start(), second.start())
+        async with first.client() as client:
+            await client.publish_groups(map_of(first, second))
+        refused = await second.fetch("n1", "GET", f"/v1/kv/{OWN}")
+        assert refused.status == 421, "it could not ask for the map"
+        folders = [cluster.authority.directory for cluster in (first, second)]
+        for name in ("ca.crt", "ca.crl"):
+            both = b"".join((folder / name).read_bytes() for folder in folders)
+            for folder in folders:
+                (folder / name).write_bytes(both)
+        for cluster in (first, second):
+            cluster.nodes["n1"].signal(signal.SIGHUP)
+
+        async def is_answered() -> bool:
+            reply = await second.fetch("n1", "GET", "/v1/kv/orders%2F1")
+            return reply.status == 404
+
+        await wait_until(is_answered, "it knows the map, and asks the group that owns the key")
+    finally:
+        first.end()
+        second.end()

@@ -264,3 +264,38 @@ def _overwrite(path: Path, old: bytes, new: bytes) -> None:
     data = path.read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new))
+
+
+async def test_two_histories_of_one_cluster_are_told_apart(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    """The machines were copied, and each half went on without knowing of the other."""
+    cluster: Cluster = make_cluster()
+    await cluster.start()
+    async with cluster.client() as client:
+        await client.put("before", b"1")
+    await cluster.wait_converged()
+    await cluster.kill(*cluster.specs)
+    aside, data = tmp_path / "aside", cluster.directory / "data"
+    shutil.copytree(data, aside)
+
+    async def go_on(*nodes: str, writes: int) -> None:
+        cluster.launch(*nodes)
+        async with cluster.client(*nodes, discover=False) as client:
+            for number in range(writes):
+                await client.put(f"after/{number}", f"{nodes} {number}".encode())
+        await cluster.wait_converged(*nodes)
+        await cluster.kill(*nodes)
+
+    await go_on("n1", "n2", writes=4)
+    left = data.rename(tmp_path / "left")
+    aside.rename(data)
+    await go_on("n2", "n3", writes=9)
+    for paths in ((left / "n1", data / "n3"), (data / "n3", left / "n1", data / "n2")):
+        refused = recover(*paths)
+        assert refused.returncode != 0, refused
+        assert "not of one history" in refused.stderr
+        assert "n1" in refused.stderr
+        assert refused.stdout == ""
+    for paths in ((left / "n1", left / "n2"), (data / "n2", data / "n3")):
+        assert recover(*paths).returncode == 0

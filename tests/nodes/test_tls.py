@@ -136,11 +136,17 @@ async def test_nothing_that_is_stored_crosses_in_plain_text(
             assert found is not None
         if kills:
             victim = cluster.others(primary)[0]
+            last_held = await cluster.metric(victim, "last_index")
             await cluster.kill(victim)
             async with cluster.client() as client:
                 for number in range(80):  # beyond what the log keeps for the victim
                     value = b"plain-word-in-a-value" * 380
                     await client.put(f"plain-word-in-a-key{number}", value)
+
+            async def trimmed() -> bool:
+                return await cluster.metric(primary, "log_first_index") > last_held + 1
+
+            await wait_until(trimmed, f"{primary} keeps no log that far back")
             await cluster.start(victim)
             assert " snapshot" in cluster.nodes[victim].log()
             await cluster.kill(primary)

@@ -114,6 +114,22 @@ def test_after_a_handover_nobody_waits() -> None:
     cluster.until(cluster.is_whole)
 
 
+def test_in_the_first_epoch_of_a_cluster_nobody_waits() -> None:
+    """Rule a: nobody was the primary before, so nobody was promised anything."""
+    cluster = Cluster(2)
+    assert cluster.seen["waited for own promise"] == 0
+
+
+def test_a_restart_in_the_first_epoch_opens_the_second_and_waits() -> None:
+    """Rules a and d: what this disk has accepted was an epoch, and nothing says which ended how."""
+    cluster = Cluster(1)
+    cluster["a"].crash()
+    cluster["a"].start()
+    cluster.until(lambda: cluster.serving() == "a")
+    assert cluster.view.epoch == 2
+    assert cluster.seen["waited for own promise"] > 0
+
+
 def test_a_paused_primary_serves_no_more_when_it_wakes() -> None:
     cluster = Cluster()
     cluster.write(3)

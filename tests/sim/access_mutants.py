@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+from cluster.api import audit
 from cluster.services import rights
 from cluster.services.access_guard import TokenGuard, is_certificate
 from datapath.execution.executor import Executor
@@ -13,6 +14,7 @@ from tests.sim import callers
 from tests.sim.mutant import Mutant, Patch
 
 ACCESS = "tests/unit/cluster/services/test_access.py::"
+AUDIT = "tests/integration/cluster/api/test_audit.py::"
 PIPELINE = "tests/unit/datapath/execution/test_pipeline_guards.py::"
 RIGHTS = "tests/unit/cluster/services/test_rights.py::"
 
@@ -125,6 +127,23 @@ def _who_is_anonymous_is_not_judged() -> list[Patch]:
     return [patch.object(TokenGuard, "judge", known_only)]
 
 
+def _tokens_are_written_down() -> list[Patch]:
+    return [patch.object(audit, "without_tokens", lambda text: text)]
+
+
+def _anybody_is_the_files_administrator() -> list[Patch]:
+    return [
+        patch("cluster.services.access_guard.is_first_admin", lambda _first, _caller, _read: True)
+    ]
+
+
+def _the_files_administrator_is_never_revoked() -> list[Patch]:
+    def by_the_file_alone(first: Principal, caller: Principal, _read: object) -> bool:
+        return caller == first
+
+    return [patch("cluster.services.access_guard.is_first_admin", by_the_file_alone)]
+
+
 ACCESS_MUTANTS = (
     Mutant("A1", "operations are not judged", _operations_are_not_judged, callers=True),
     Mutant("A1", "queries are not judged", _queries_are_not_judged, callers=True),
@@ -149,6 +168,15 @@ ACCESS_MUTANTS = (
            unit=ACCESS + "test_a_role_allows_what_it_names"),
     Mutant("A1", "whose a lease is does not matter", _whose_a_lease_is_does_not_matter,
            unit=ACCESS + "test_a_lease_is_for_the_role_that_it_was_granted_to"),
+    Mutant("A1", "with nobody to ask anybody is the administrator",
+           _anybody_is_the_files_administrator,
+           unit=ACCESS + "test_with_nobody_to_ask_the_file_of_a_node_names_one_administrator"),
+    Mutant("A1", "a file's administrator is never revoked",
+           _the_files_administrator_is_never_revoked,
+           unit=ACCESS
+           + "test_the_administrator_of_a_file_is_none_once_the_token_is_known_to_be_revoked"),
     Mutant("A1", "the last administrator may go", _the_last_administrator_may_go,
            unit=ACCESS + "test_what_would_lock_every_administrator_out_is_refused"),
+    Mutant("A2", "what callers send is written down as it is", _tokens_are_written_down,
+           unit=AUDIT + "test_a_token_where_its_id_belongs_is_told_to_nobody"),
 )  # fmt: skip

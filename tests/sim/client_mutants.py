@@ -10,9 +10,10 @@ import msgspec
 from cluster.services import kv
 from cluster.services.txn import decode_txn
 from datapath.errors import DataPathError, OperationError, OperationNotAppliedError
+from datapath.execution.batch import Batch
 from datapath.execution.client_table import ClientTable
 from datapath.execution.executor import Execution, Executor
-from datapath.execution.pipeline import Batch, Pipeline
+from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import PendingAnswer, Tail, Waiting
 from datapath.keyspaces import KV
 from datapath.node.router import Attempts, was_not_carried_out

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from unittest.mock import patch
 
-from datapath.execution.pipeline import Batch, Pipeline
+from datapath.execution.batch import Batch
+from datapath.execution.pipeline import Pipeline
 from datapath.execution.tail import PendingAnswer, Tail
 from datapath.node import membership
 from datapath.records import Entry

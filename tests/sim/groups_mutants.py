@@ -10,6 +10,7 @@ from functools import partial
 from unittest.mock import patch
 
 from cluster.api import access
+from cluster.api import relay as passing_on
 from cluster.api.groups import GroupNode
 from cluster.groups import placement, relay
 from cluster.groups.placement import GroupState
@@ -84,6 +85,10 @@ def _certificate_counts() -> list[Patch]:
     return [patch.object(access, "RELAYED", "x-none")]
 
 
+def _as_the_map_says() -> list[Patch]:
+    return [patch.object(passing_on, "as_reached", lambda endpoints, **_: tuple(endpoints))]
+
+
 RULES_MUTANTS = (
     Mutant("G1", "a group takes keys of others", _everything_is_its_own,
            unit=UNIT + "test_a_key_of_another_group_is_refused_with_its_slot"),
@@ -102,6 +107,9 @@ RULES_MUTANTS = (
     Mutant("G5", "whoever relays lends the right of its certificate", _certificate_counts,
            unit="tests/integration/cluster/api/test_relay.py::"
            "test_whoever_relays_lends_no_right_by_its_certificate"),
+    Mutant("G5", "what came under TLS is passed on in plain text", _as_the_map_says,
+           unit="tests/integration/cluster/api/test_relay.py::"
+           "test_a_node_with_tls_passes_no_token_on_in_plain_text"),
     Mutant("G6", "another endpoint is asked after any failure", _allows("may_ask_next"),
            unit=RELAY + "test_whatever_endpoints_do_a_client_is_told_the_truth"),
     Mutant("G7", "a revision goes to a group that it is not of", _allows("knows_after"),

@@ -33,6 +33,17 @@ TURN_MS = (0.01, 0.1)
 _PAYLOAD = b"x" * 16
 
 
+class PeerStream:
+    """A stream with a peer: the network drops what is sent where there is none."""
+
+    def __init__(self, send: Callable[[str, Message], None], peer: str) -> None:
+        self._send, self._peer = send, peer
+
+    def send(self, message: Message, /) -> None:
+        """Send it."""
+        self._send(self._peer, message)
+
+
 class Node:
     """A process on a machine. `life` counts its starts; what an earlier life awaited is dropped."""
 
@@ -380,13 +391,19 @@ class Node:
 
     # -- what the interpreter asks for (`datapath.node.interpreter.Surroundings`)
 
-    def send(self, peer: str, message: Message) -> None:
-        """Send on the connection to a peer."""
+    def stream_to(self, peer: str) -> PeerStream:
+        """Return the one that this node has opened, if it has."""
+        return PeerStream(self._send, peer)
+
+    def stream_from(self, peer: str) -> PeerStream:
+        """Return the one that a peer has opened, if it has."""
+        return PeerStream(self._reply, peer)
+
+    def _send(self, peer: str, message: Message) -> None:
         self.oracle.on_sent_as_primary(self, message)
         self.world.network.send(self.id, peer, message)
 
-    def reply(self, peer: str, message: Message) -> None:
-        """Send back on the connection from a peer."""
+    def _reply(self, peer: str, message: Message) -> None:
         if isinstance(message, StaleEpoch):
             self.clockwork.seen["refused as fenced"] += 1
         self.oracle.on_replied(self, peer, message)

@@ -96,6 +96,10 @@ def _a_file_may_end_after_any_block() -> list[Patch]:
     return [patch.object(BackupReader, "chunks", chunks)]
 
 
+def _logs_are_not_compared() -> list[Patch]:
+    return [patch("datapath.node.survivors.must_be_alike", lambda *_: range(0))]
+
+
 RECOVERY_MUTANTS = (
     Mutant(
         "B1",
@@ -123,6 +127,12 @@ RECOVERY_MUTANTS = (
         "two histories become one",
         _histories_may_differ,
         unit=SURVIVORS + "test_what_another_has_committed_must_be_there",
+    ),
+    Mutant(
+        "R1",
+        "logs of one epoch are not compared",
+        _logs_are_not_compared,
+        unit=SURVIVORS + "test_what_one_epoch_wrote_must_be_the_same_in_all",
     ),
     Mutant(
         "R1",

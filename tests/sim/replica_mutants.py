@@ -11,6 +11,7 @@ import msgspec
 import election.view as view_module
 from datapath.protocol import effects
 from datapath.protocol import in_sync as in_sync_module
+from datapath.protocol import primary as primary_module
 from datapath.protocol.backup import Backup
 from datapath.protocol.heartbeats import Heartbeats
 from datapath.protocol.in_sync import InSync
@@ -273,6 +274,10 @@ def _d9_ack_before_it_is_durable() -> list[Patch]:
 
 def _a_serve_despite_own_promise() -> list[Patch]:
     return [patch.object(Primary, "is_free_of_promises", lambda _: True)]
+
+
+def _a_the_second_epoch_is_the_first() -> list[Patch]:
+    return [patch.object(primary_module, "is_first_epoch", lambda view: view.epoch <= 2)]
 
 
 def _a_yield_despite_own_promise() -> list[Patch]:
@@ -548,6 +553,11 @@ REPLICA_MUTANTS = (
     Mutant("D9", "acknowledged before it is durable", _d9_ack_before_it_is_durable),
     Mutant(
         "a", "serves although it has promised another", _a_serve_despite_own_promise,
+        scenario=test_promises
+        .test_a_take_over_of_an_earlier_lifetime_waits_for_the_promises_of_this_one,
+    ),
+    Mutant(
+        "a", "the second epoch is the first", _a_the_second_epoch_is_the_first,
         scenario=test_promises
         .test_a_take_over_of_an_earlier_lifetime_waits_for_the_promises_of_this_one,
     ),

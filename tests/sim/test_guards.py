@@ -42,6 +42,10 @@ def test_each_explanation_says_what_the_break_costs() -> None:
     assert explained()  # it raises where one does not
 
 
+def test_each_explanation_is_of_a_condition_that_is_there() -> None:
+    assert not explained().keys() - {broken.key for broken in _every_break()}
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_break_is_noticed_and_nothing_is_not() -> None:

@@ -101,19 +101,14 @@ class World:
             self.nodes[name] = self.node_type(self, name)
         self.ids_are_used_once = False  # whether who was removed stays away (`Operators`)
         for node in self.nodes.values():
-            self._start_empty(node)
-
-    def _start_empty(self, node: Node) -> None:
-        node.start()
-        # D4: an empty disk has promised nothing in an earlier lifetime, so nobody waits for it.
-        node.replica.state.promised_ms -= self.timing.grace_period_ms
+            node.start()
 
     def add_node(self) -> Node:
         """Start a node that is no member yet."""
         name = "abcdefgh"[len(self.nodes)]
         self.names += name
         node = self.nodes[name] = self.node_type(self, name)
-        self._start_empty(node)
+        node.start()
         return node
 
     def configuration(self, node_id: str) -> dict[str, Addresses]:

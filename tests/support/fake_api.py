@@ -133,6 +133,9 @@ class FakeNode:
     def read_here(self, query: Query) -> QueryResult:
         return self.core.read_here(query)
 
+    def is_configured_admin(self, caller: Principal) -> bool:
+        return self.core.is_configured_admin(caller)
+
     async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         del caller
         view = await self.core.handover(to, timeout_ms)

@@ -17,6 +17,7 @@ from itertools import islice
 
 import msgspec
 
+from cluster.api.audit import Audit
 from cluster.api.groups import KnownGroups
 from cluster.services.access_guard import TokenGuard
 from cluster.services.built_in import built_in_services
@@ -229,6 +230,7 @@ class LocalNode:
         self.hosts = hosts or {}
         self.services = {STORE: service, **(others or {}), **self.hosts}
         self.guard = TokenGuard(is_on=False)
+        self.audit: Audit | None = None
         self.groups: KnownGroups | None = None
         self.store = Store()
         self.index = 0
@@ -414,11 +416,11 @@ class LocalNode:
         await self._gate()
         return self._query(query)
 
-    def _admit(self, asked: Operation | Query) -> None:
-        def read(keyspace: int, key: bytes) -> bytes | None:
-            return self.store.keyspace(keyspace).values.get(key)
+    def _stored(self, keyspace: int, key: bytes) -> bytes | None:
+        return self.store.keyspace(keyspace).values.get(key)
 
-        refused = refusal(self.guard, asked, read)
+    def _admit(self, asked: Operation | Query) -> None:
+        refused = refusal(self.guard, asked, self._stored)
         if isinstance(refused, OperationError):
             raise refused
 
@@ -466,6 +468,9 @@ class LocalNode:
 
     def read_here(self, query: Query) -> QueryResult:
         return self._query(query)
+
+    def is_configured_admin(self, caller: Principal) -> bool:
+        return self.guard.is_configured_admin(caller, self._stored)
 
     async def handover(self, to: str, timeout_ms: int, *, caller: Principal | None = None) -> View:
         await self._gate()

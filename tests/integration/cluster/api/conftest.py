@@ -66,6 +66,7 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
             Hosts(["t", "test", "a", "x", "any.example"]),
             node.hosts,
             guard=node.guard,
+            audit=node.audit,
             groups=node.groups,
         )
         await api.listener.start("127.0.0.1", 0)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.api import listener
 from cluster.api.fast_keys import FastKeys
 from cluster.api.hosts import Hosts
 from cluster.api.plain_head import blocks
@@ -208,6 +209,26 @@ async def test_a_full_backlog_is_served_when_the_node_stops(serve: Serve) -> Non
         client.settimeout(10)
         assert client.recv(65536).startswith(b"HTTP/1.1 404")
         client.close()
+
+
+async def test_only_who_has_just_connected_is_waited_for_when_the_node_stops(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "LAST_CALL_S", 600)
+    local = await serve()
+    own = local.api.listener
+    async with connect(local.base_url) as asking, connect(local.base_url):
+        await wait_until(lambda: local.api._server.open_connections == 2, "both are taken")
+        own.hurry()
+        await own.drain()
+        stop = asyncio.create_task(own.stop())
+        await wait_until(lambda: not own.listens, "it stops")
+        asking.send_request("GET", "/v1/kv/a")
+        assert ((await asking.receive()).status, stop.done()) == (404, False)
+        stop.cancel()
+        own._took_at -= 600
+        async with asyncio.timeout(60):
+            await own.stop()
 
 
 async def test_a_stopped_listener_looks_after_no_watches_any_more(serve: Serve) -> None:

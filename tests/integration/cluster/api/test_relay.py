@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +19,7 @@ from cluster.api.groups import KnownGroups
 from cluster.api.headers import Headers
 from cluster.api.relay import GroupRelay
 from cluster.api.settings import HttpSettings
+from cluster.certificates.authority import Authority
 from cluster.client.aio import AsyncClient
 from cluster.client.errors import UnknownOutcomeError
 from cluster.groups.group_map import Group, GroupMap
@@ -248,3 +250,33 @@ async def test_callers_are_judged_by_the_group_that_owns_the_key(serve: Serve, p
     pair.low.node.guard.is_on = True  # now this group judges, and does not know the token
     assert (await fetch(pair.url, "PUT", f"/v1/kv/{OTHER}", b"x", bearer)).status == 200
     assert (await fetch(pair.url, "PUT", f"/v1/kv/{OWN}", b"x", bearer)).status == 401
+
+
+async def test_a_node_with_tls_passes_no_token_on_in_plain_text(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """G5: whatever the map says. It may be older than the certificates."""
+    Authority(tmp_path / "certs").create()
+    received: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.read(65536))
+        writer.close()
+
+    listener = await asyncio.start_server(listen, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    node = node_of("g1", "1" * 32)
+    relay = GroupRelay(HttpSettings(), str(tmp_path / "certs" / "ca.crt"))
+    node.groups = KnownGroups(Group("g1", LOW), relay)
+    local = await serve(None, node)
+    know(node, Group("g1", LOW, (local.base_url,)), Group("g2", HIGH, (url,)))
+    bearer = {"Authorization": f"Bearer {draw_token().text}"}
+    after = {"Idempotency-Key": "k", "Idempotency-After": "3", **bearer}
+    replies = [
+        await fetch(local.base_url, "PUT", f"/v1/kv/{OTHER}", b"x", headers)
+        for headers in (bearer, after)
+    ]
+    listener.close()
+    await relay.close()
+    assert {data[:2] for data in received} == {b"\x16\x03"}, "handshakes of TLS"
+    assert {reply.code for reply in replies} == {"no_primary"}

@@ -53,7 +53,7 @@ async def main():
     def fail(error):
         print("error", error, flush=True)
 
-    worker = LogWriter(log, on_done=done, on_error=fail)
+    worker = LogWriter(log, store, on_done=done, on_error=fail)
     flusher = StoreFlusher(store, on_error=fail, flush_bytes=1 << 16, flush_age_ms=20,
         on_flushed=lambda flushed: print("flushed", flushed, flush=True))
     while True:

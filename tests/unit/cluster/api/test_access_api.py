@@ -17,7 +17,7 @@ from cluster.api.headers import Headers
 from cluster.api.hosts import Hosts
 from cluster.api.openapi_services import openapi_document
 from cluster.api.problems import ProblemError
-from cluster.api.route_rights import OPEN, ROUTE_RIGHTS, right_for
+from cluster.api.route_rights import OPEN, ROUTE_RIGHTS, is_for_no_primary, right_for
 from cluster.services.access_guard import draw_token
 from cluster.services.rights import RIGHTS
 from datapath.operations import ANONYMOUS, Principal
@@ -49,6 +49,21 @@ def test_what_is_not_in_the_table_needs_the_right_admin() -> None:
     assert right_for("/v1/kv/{key}", "PATCH") == "admin"
     assert right_for("/v1/kv/{key}", "HEAD") == "read"
     assert right_for("/v1/kv/{key}", "GET", "after=3") == "watch"
+
+
+def test_two_requests_are_for_a_cluster_without_a_primary() -> None:
+    node = "/v1/cluster/nodes/{id}"
+    assert is_for_no_primary("/v1/backup", "GET", "timeout_ms=5&consistency=stale")
+    assert is_for_no_primary(node, "DELETE", "force=n2")
+    for template, method, query in (
+        ("/v1/backup", "GET", ""),
+        ("/v1/backup", "GET", "consistency=linearizable"),
+        ("/v1/backup", "GET", "consistency=stale&consistency=stale"),
+        ("/v1/digest", "GET", "consistency=stale"),
+        (node, "DELETE", "timeout_ms=9"),
+        (node, "PATCH", "force=n2"),
+    ):
+        assert not is_for_no_primary(template, method, query), (template, method, query)
 
 
 def test_the_caller_is_who_the_header_names() -> None:
@@ -86,6 +101,25 @@ def test_the_audit_log_is_bounded_private_and_has_no_query(tmp_path: Path) -> No
     assert lines[-1]["suppressed"] == 2 * MAX_LINES_PER_S
     assert lines[-2]["path"] == "/v1/tokens/x"
     assert "secret" not in path.read_text()
+
+
+def test_an_audit_log_that_cannot_be_written_is_told_now_and_then(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a full disk each refusal would be a traceback, in no form that a log has."""
+    now = [0.0]
+    audit = Audit(Path("/dev/full"), "n1", lambda: now[0], lambda: 0.0)
+    for second in range(40):
+        now[0] = float(second)
+        audit.tick()
+        audit.refused("id", "127.0.0.1", "GET", "/v1/kv/k", 401)
+        audit.admin("id", "127.0.0.1", "DELETE", "/v1/tokens/x", 200)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "the audit log /dev/full cannot be written: No space left on device"
+    assert any("were suppressed" in line for line in told)
+    assert len(told) <= 4
+    audit.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_pages_of_named_origins_may_read_and_no_others() -> None:

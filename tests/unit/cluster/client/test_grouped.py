@@ -10,7 +10,7 @@ from cluster.client.errors import (
     UnavailableError,
     WrongClusterError,
 )
-from cluster.client.grouped import _Routes, is_misrouted
+from cluster.client.grouped import AsyncGroupedClient, _Routes, is_misrouted
 from cluster.etcd.errors import INVALID_ARGUMENT, from_problem
 from cluster.groups.group_map import Group, GroupMap, GroupsDocument
 from cluster.services.groups import WrongGroupError
@@ -54,6 +54,23 @@ def test_a_newer_map_moves_a_group_and_an_older_one_does_not_move_it_back() -> N
     assert not made.learn(GroupsDocument(LOW))
     assert made.group_of("{7}") == MOVED
     assert before in made.clients(), "closed with the others"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "scheme"),
+    [(("https://seed:1",), "https"), (("https://a:1", "http://b:1"), "http")],
+)
+def test_what_was_given_by_https_is_reached_so_whatever_the_map_says(
+    seeds: tuple[str, ...], scheme: str
+) -> None:
+    """A map that was published before the nodes had TLS would send the token in plain text."""
+    made = _Routes(seeds, Made)
+    assert made.learn(GroupsDocument(LOW, GroupMap(1, (LOW, HIGH))))
+    assert made.client(HIGH).endpoints == (f"{scheme}://b:1",)
+    assert next(made.sources()) == f"{scheme}://a:1"
+    known = AsyncGroupedClient(seeds, cacert="ca.crt")._routes
+    assert known.learn(GroupsDocument(LOW, GroupMap(1, (LOW, HIGH))))
+    assert next(known.sources()) == "https://a:1", "it knows certificates"
 
 
 def test_the_nodes_that_keep_the_map_are_asked_first() -> None:

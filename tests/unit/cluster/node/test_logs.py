@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.node.logs import configure_logs
+from cluster.services.access_guard import draw_token
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,28 @@ def test_an_event_is_one_line_with_time_node_and_level() -> None:
     logging.getLogger("some.module").info("a %s\nb\r", "value")
     pattern = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z n1 INFO some\.module: a value\\nb\\r\n"
     assert re.fullmatch(pattern, out.getvalue())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_of_a_token_no_more_than_its_id_is_logged(*, as_json: bool) -> None:
+    """A2: whatever a caller has taken for a path, a name or an argument."""
+    out, token = io.StringIO(), draw_token()
+    configure_logs("n1", stream=out, as_json=as_json)
+    logging.getLogger("x").info("GET /v1/kv/k?token=%s&a=1 %s", token.text, token.text[:40])
+    try:
+        int(token.text)
+    except ValueError:
+        logging.getLogger("x").exception("failed")
+    secret = token.text.rpartition(f"{token.id}_")[2]
+    assert secret[:5] not in out.getvalue()
+    assert f"GET /v1/kv/k?token=oct_{token.id}_…&a=1 oct_{token.id}_…" in out.getvalue()
+
+
+def test_what_would_act_on_a_terminal_is_made_visible() -> None:
+    out = io.StringIO()
+    configure_logs("n1", stream=out)
+    logging.getLogger("x").info("cn=alice\0\x1b[2J\x9b\u2028")
+    assert out.getvalue().endswith("cn=alice\\x00\\x1b[2J\\x9b\\u2028\n")
 
 
 def test_a_traceback_stays_on_its_line() -> None:

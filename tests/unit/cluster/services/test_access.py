@@ -230,6 +230,54 @@ def test_a_first_token_is_taken_once_and_a_revoked_one_does_not_come_back() -> N
     assert bench.code(STORE, "put", b"k", b"v", caller=bench.root) == "unauthenticated"
 
 
+def test_with_nobody_to_ask_the_file_of_a_node_names_one_administrator() -> None:
+    bench = Bench()
+    ops = bench.token("ops", Role(admin=True))
+    another = draw_token()
+    bench.call(
+        ACCESS_SERVICE, "create_token", another.id, another.digest, "admin", "", caller=bench.root
+    )
+    guard, read = TokenGuard(first=bench.root), bench.state.get
+    assert guard.is_configured_admin(bench.root, read)
+    for caller in (
+        ops,
+        Principal(another.id, another.digest),
+        Principal(ROOT.id, another.digest),
+        Principal(another.id, ROOT.digest),
+        Principal(ROOT.id),
+        principal_of_certificate("alice"),
+        ANONYMOUS,
+    ):
+        assert not guard.is_configured_admin(caller, read), caller
+    assert not TokenGuard(anonymous="ops").is_configured_admin(ANONYMOUS, read)
+    assert TokenGuard(anonymous="admin").is_configured_admin(ANONYMOUS, read)
+    assert not TokenGuard(anonymous="admin").is_configured_admin(ops, read)
+
+
+def test_the_administrator_of_a_file_is_none_once_the_token_is_known_to_be_revoked() -> None:
+    bench = Bench()
+    guard, read = TokenGuard(first=bench.root), bench.state.get
+    ops = bench.token("ops", Role(admin=True))
+    bench.call(ACCESS_SERVICE, "revoke_token", ROOT.id, caller=ops)
+    assert not guard.is_configured_admin(bench.root, read)
+    newer = draw_token()  # in the file since all others were lost; nobody has taken it yet
+    first = Principal(newer.id, newer.digest)
+    assert TokenGuard(first=first).is_configured_admin(first, read)
+    nothing = Bench(seeded=False)  # it has not heard of any token: nor of those revoked
+    assert not guard.is_configured_admin(bench.root, nothing.state.get)
+
+
+def test_a_token_of_the_files_id_with_another_role_is_no_administrator() -> None:
+    bench = Bench()
+    bench.token("app", APP)
+    other = draw_token()
+    args = (ROOT.id, ROOT.digest, "app", "")
+    bench.call(ACCESS_SERVICE, "create_token", other.id, other.digest, "admin", "",
+               caller=bench.root)  # fmt: skip
+    bench.call(ACCESS_SERVICE, "create_token", *args, caller=bench.root)
+    assert not TokenGuard(first=bench.root).is_configured_admin(bench.root, bench.state.get)
+
+
 def test_a_token_needs_a_role_that_there_is() -> None:
     bench = Bench()
     new = draw_token()

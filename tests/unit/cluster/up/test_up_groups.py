@@ -78,6 +78,15 @@ def test_groups_whose_first_file_is_gone_are_not_made_anew(tmp_path: Path) -> No
     assert configs[1].path.exists(), "with the secret"
 
 
+def test_a_group_whose_file_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """It would have another secret, and an empty directory."""
+    configs, _ = prepare_groups(tmp_path, 3, wanted())
+    configs[1].path.parent.rename(tmp_path / "g4")
+    with pytest.raises(UpError, match=r"no .*/g2/cluster\.toml: put that file back"):
+        prepare_groups(tmp_path, 3, WANTED)
+    assert not (tmp_path / "g2").exists()
+
+
 def test_what_could_not_start_leaves_nothing_that_the_next_try_finds(tmp_path: Path) -> None:
     port = 65535 - 200 - 1  # the second group's would be too high
     with pytest.raises(UpError, match="lower --port"):

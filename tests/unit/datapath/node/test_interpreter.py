@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from datapath.protocol.confirmations import ReadPoint
 from datapath.protocol.messages import AppendReply, Message, StaleEpoch
 from datapath.records import Record
 from datapath.settings import Bounds
+from tests.sim.node import PeerStream
 from tests.sim.service import MemoryStore
 from tests.unit.datapath.protocol.test_primary_guards import Lead
 
@@ -103,11 +104,14 @@ class Around:
 
     # -- surroundings
 
-    def send(self, peer: str, message: Message, /) -> None:
-        self.happened.append(f"send {peer} {type(message).__name__}")
+    def stream_to(self, peer: str, /) -> PeerStream:
+        return PeerStream(partial(self._sent, "send"), peer)
 
-    def reply(self, peer: str, message: Message, /) -> None:
-        self.happened.append(f"reply {peer} {type(message).__name__}")
+    def stream_from(self, peer: str, /) -> PeerStream:
+        return PeerStream(partial(self._sent, "reply"), peer)
+
+    def _sent(self, what: str, peer: str, message: Message) -> None:
+        self.happened.append(f"{what} {peer} {type(message).__name__}")
 
     def redial(self, peer: str, reason: str, /) -> None:
         del reason

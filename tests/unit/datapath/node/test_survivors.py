@@ -16,6 +16,7 @@ from datapath.node.survivors import (
     goes_further,
     has_majority,
     holds_committed_of,
+    must_be_alike,
 )
 from datapath.protocol.log_index import LogIndex
 from election.view import Member, View
@@ -131,6 +132,31 @@ def test_what_another_has_committed_must_be_there() -> None:
         choose([committed, later])
     with pytest.raises(DisagreementError, match="not of one history"):
         choose([later, survivor("c", 110, (1, 1), commit=105)])
+
+
+def test_what_one_epoch_wrote_must_be_the_same_in_all() -> None:
+    """Two halves of a cluster that was copied have gone on: by (epoch, index) alone all is well."""
+    best, other = survivor("b", 130, (1, 1), (2, 100)), survivor("a", 110, (1, 1), (2, 100))
+    asked: list[tuple[str, str, range]] = []
+
+    def differ(one: Survivor, against: Survivor, entries: range) -> int | None:
+        asked.append((one.name, against.name, entries))
+        return 105 if against is other else None
+
+    with pytest.raises(DisagreementError, match="a and b hold different entries 105, both of epo"):
+        choose([other, best], first_difference=differ)
+    assert asked == [("b", "a", range(1, 111))]
+    assert choose([other, best], first_difference=lambda *_: None).best is best
+    older = survivor("c", 140, (1, 1), commit=99)  # from 100 on others have replaced its entries
+    choose([older, best], first_difference=differ)
+    assert asked[-1] == ("b", "c", range(1, 100))
+
+
+def test_a_log_that_the_store_took_over_is_compared_from_there_on() -> None:
+    log = LogIndex.from_runs(100, 1, 130, [(1, 101)])
+    best = Survivor(name="b", node="b", data_id="", log=log, commit_index=100)
+    assert must_be_alike(best, survivor("a", 120)) == range(101, 121)
+    assert not must_be_alike(best, survivor("a", 90))
 
 
 def test_what_is_in_the_store_alone_counts_as_held() -> None:

@@ -305,12 +305,12 @@ def test_nobody_is_accused_before_the_epoch_is_durable() -> None:
 
 def test_what_older_epochs_left_commits_together_with_the_opening_entry() -> None:
     """D6."""
-    replica = _replica(_recovered(3, 0, commit_index=1))
-    _finish_writes(replica, replica.on_view(_view(1, "b")))
+    replica = _replica(_recovered(3, 1, commit_index=1))
+    _finish_writes(replica, replica.on_view(_view(2, "b", version=2)))
     replica.on_link("a")
-    reply = ProbeReply(1, 1, "a.1", 1, 3, 0, 1, [(0, 2)], tail_cut=False, incomplete=False)
+    reply = ProbeReply(1, 2, "a.1", 1, 3, 1, 1, [(1, 2)], tail_cut=False, incomplete=False)
     replica.on_message("a", reply, 10.0)
-    replica.on_message("a", AppendReply(1, 1, 3), 20.0)
+    replica.on_message("a", AppendReply(1, 2, 3), 20.0)
     assert replica.state.commit_index == 1  # it has not opened: its own promises stand
     emitted: list[effects.Effect] = []
     for now_ms in range(40, TIMING.grace_period_ms + 40, 20):
@@ -318,16 +318,16 @@ def test_what_older_epochs_left_commits_together_with_the_opening_entry() -> Non
     _finish_writes(replica, emitted)
     assert replica.state.log.last_index == replica.state.durable_index == 4
     assert replica.state.commit_index == 1
-    replica.on_message("a", AppendReply(1, 1, 4), float(TIMING.grace_period_ms + 40))
+    replica.on_message("a", AppendReply(1, 2, 4), float(TIMING.grace_period_ms + 40))
     assert replica.state.commit_index == 4
 
 
 def test_a_primary_that_lacks_what_is_committed_neither_opens_nor_removes_who_has_it() -> None:
     """Rule e, E1: while the note of its loss is on its way to the disk. Then it stops."""
-    replica = _replica(_recovered(3, 0, commit_index=1))
-    _finish_writes(replica, replica.on_view(_view(1, "b")))
+    replica = _replica(_recovered(3, 1, commit_index=1))
+    _finish_writes(replica, replica.on_view(_view(2, "b", version=2)))
     replica.on_link("a")
-    reply = ProbeReply(1, 1, "a.1", 1, 7, 0, 7, [], tail_cut=False, incomplete=False)
+    reply = ProbeReply(1, 2, "a.1", 1, 7, 1, 7, [], tail_cut=False, incomplete=False)
     emitted = replica.on_message("a", reply, 10.0)
     assert any(isinstance(effect, effects.MarkIncomplete) for effect in emitted)
     later: list[effects.Effect] = []
@@ -337,6 +337,22 @@ def test_a_primary_that_lacks_what_is_committed_neither_opens_nor_removes_who_ha
     assert _proposed(later) == []
     with pytest.raises(SafetyError, match="holds entries only up to 3"):
         _finish_writes(replica, emitted)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "version", "is_first"),
+    [(1, 1, True), (1, 3, True), (1_000_007, 1, False), (2, 2, False), (1_000_007, 2, False)],
+)
+def test_only_the_first_epoch_of_a_cluster_has_no_promise_to_wait_for(
+    epoch: int, version: int, is_first: bool
+) -> None:
+    """Rule a: made of kept data (B2), it is not the first that its replicas may have promised."""
+    replica = _replica(_recovered(0, 0))
+    _finish_writes(replica, replica.on_view(_view(epoch, "b", version=version, in_sync="b")))
+    assert replica.primary is not None
+    assert (replica.primary.stage == "open") == is_first
+    opened = replica.on_tick(float(TIMING.grace_period_ms))
+    assert any(isinstance(effect, effects.StartEpoch) for effect in opened) != is_first
 
 
 def test_a_witness_is_no_peer_of_the_replicas() -> None:

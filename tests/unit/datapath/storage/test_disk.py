@@ -16,7 +16,7 @@ from datapath.errors import DiskFailedError, DiskFullError, OverloadedError, Saf
 from datapath.records import Record
 from datapath.storage.log import Log
 from datapath.storage.log_files import Files
-from datapath.storage.log_writer import LogWriter
+from datapath.storage.log_writer import MAX_UNFLUSHED_BYTES, LogWriter
 from datapath.storage.overlay import MAX_FLUSH_RECORDS
 from datapath.storage.store import Store
 from datapath.storage.store_flusher import StoreFlusher, is_due
@@ -53,8 +53,9 @@ class Owner:
         self.done: list[int] = []
         self.errors: list[Exception] = []
         self.ticket = 0
+        self.overlay_bytes = 0  # as of the store
         self.worker = LogWriter(
-            log, on_done=self.done.append, on_error=self.errors.append, **options
+            log, self, on_done=self.done.append, on_error=self.errors.append, **options
         )
 
     def append(self, records: list[Record]) -> int:
@@ -152,6 +153,15 @@ async def test_the_queue_has_a_bound(log: Log) -> None:
     files.gate.set()
     await until(lambda: owner.worker.queued_bytes == 0)
     assert owner.worker.reserve(size)
+    await owner.worker.close()
+
+
+async def test_nothing_is_taken_while_too_much_waits_for_the_store(log: Log) -> None:
+    owner = Owner(log)
+    owner.overlay_bytes = MAX_UNFLUSHED_BYTES - 1
+    assert owner.worker.reserve(1)
+    owner.overlay_bytes += 1
+    assert not owner.worker.reserve(1)
     await owner.worker.close()
 
 

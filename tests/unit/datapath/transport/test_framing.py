@@ -41,11 +41,10 @@ def read(reader: FrameReader, data: bytes, step: int = 1 << 20) -> list[Payload]
     found: list[Payload] = []
     rest = memoryview(data)
     while rest:
-        buffer = reader.get_buffer()
+        buffer = reader.buffer
         size = min(len(buffer), len(rest), step)
         buffer[:size], rest = rest[:size], rest[size:]
-        reader.received(size)
-        found += reader.take()[0]
+        found += reader.received(size)[0]
     return found
 
 
@@ -140,11 +139,14 @@ def test_pings_pongs_and_a_close_are_read_between_pieces() -> None:
     piece = frame(BINARY, b"12345", is_masked=False)
     assert read(reader, announced(10) + ping + piece + pong + piece) == [b"1234512345"]
     reader = FrameReader(is_masked=False)
+    pings: list[bytes] = []
     for byte in ping * 3:
-        buffer = reader.get_buffer()
+        buffer = reader.buffer
         buffer[0] = byte
-        reader.received(1)
-    assert reader.take() == ([], [b"1"] * 3)
+        messages, more = reader.received(1)
+        assert not messages
+        pings += more
+    assert pings == [b"1"] * 3
     read(reader, frame(CLOSE, b"\x03\xe9enough", is_masked=False))
     assert reader.close_reason == b"enough"
 
