@@ -119,7 +119,13 @@ class Answer:
 
     def as_bytes(self, *, closes: bool) -> bytes:
         """Return the whole answer to a request of HTTP/1.1 that was not HEAD."""
-        return self._head(_CLOSE if closes else _ON, self._body or b"")
+        body, end = self._body, _CLOSE if closes else _ON
+        if body is None:
+            return self._head(end)
+        return b"%b%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b" % (
+            _STATUS_LINES[self.status], self._headers, _date_line(), self._content_type,
+            self._length, end, body,
+        )  # fmt: skip
 
     async def send(self, request: BaseRequest, *, closes: bool) -> None:
         """Send everything. Raises ConnectionResetError if the client has gone."""
@@ -158,14 +164,10 @@ class Answer:
             _STATUS_LINES[self.status], self._headers, _date_line(), self._content_type, end,
         )  # fmt: skip
 
-    def _head(self, end: bytes, body: bytes = b"") -> bytes:
-        """Return the head, and the body behind it."""
-        first = _STATUS_LINES[self.status]
+    def _head(self, end: bytes) -> bytes:
         if self._body is None:
-            return b"%b%b%b%b" % (first, self._headers, _date_line(), end)
-        return b"%b%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b" % (
-            first, self._headers, _date_line(), self._content_type, self._length, end, body,
-        )  # fmt: skip
+            return b"%b%b%b%b" % (_STATUS_LINES[self.status], self._headers, _date_line(), end)
+        return self._open_head(b"Content-Length: %d\r\n%b" % (self._length, end))
 
 
 class PagedAnswer(Answer):

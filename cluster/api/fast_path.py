@@ -1,7 +1,7 @@
 """The fast path: plain requests on keys, and keep-alives, without aiohttp's request machinery.
 
-A connection starts here. As long as what comes are whole requests with a plain head (`plain`,
-`read_block`), each is recognised, executed and answered in one step, with no task and no request
+A connection starts here. As long as what comes are whole requests with a plain head (`plain_line`,
+`plain_head`), each is recognised, executed and answered in one step, with no task and no request
 object: that is a third of the work. An answer that has to wait comes by a call (`Pending`), or from
 a task where another node gives it. At the first request that is not so plain (another path, a
 malformed condition, a chunked body, a head in two parts, …) the connection, with all that has come
@@ -15,23 +15,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from time import perf_counter
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, Protocol, cast
 
 from cluster.api.answer import TOO_MUCH_HELD, Answer, Outgoing
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.hosts import Hosts
 from cluster.api.kv import KeyCall, KeyRead, KeyWrite
 from cluster.api.memory import Memory, Share
-from cluster.api.plain_head import HeaderBlock, read_block
+from cluster.api.outbox import Outbox
+from cluster.api.plain_head import HeaderBlock, blocks
+from cluster.api.plain_line import PlainLine, PlainLines
 from cluster.services.rights import Need
 from datapath.errors import NotPrimaryError, OperationError, OverloadedError
 from datapath.node.router import may_repeat
-from datapath.operations import Principal, QueryResult, Result
+from datapath.operations import QueryResult, Result
 from datapath.transport.tls import begins_tls
+from datapath.transport.tls_transport import TlsTransport
 from datapath.turns import Turns
 
 MAX_REQUEST_SIZE_BYTES = 64 * 1024
@@ -58,6 +60,7 @@ class FastPathServer(Protocol):
     draining: bool
     """Whether the node is about to stop: each connection ends with its next answer."""
     memory: Memory
+    outbox: Outbox
     turns: Turns
     now: Callable[[], float]
     """The loop's clock, in seconds."""
@@ -66,7 +69,7 @@ class FastPathServer(Protocol):
         """Make aiohttp's protocol for a connection."""
 
     def serve_later(self, connection: FastConnection) -> None:
-        """Call the connection's `resume` in a later turn of the loop: this one's is spent."""
+        """Call the connection's `resume` in the next turn of the loop that has something left."""
 
     def left(self, connection: FastConnection) -> None:
         """A connection is gone, or on the full path."""
@@ -75,21 +78,12 @@ class FastPathServer(Protocol):
 class Pending:
     """A request under way; its answer comes here, as to a future, where no task waits for it."""
 
-    __slots__ = ("_connection", "caller", "is_done", "method", "request", "started", "target")
+    __slots__ = ("_connection", "is_done", "line", "request", "started")
 
-    def __init__(
-        self,
-        connection: FastConnection,
-        method: str,
-        target: str,
-        request: KeyRead | KeyWrite,
-        caller: Principal | None,
-    ) -> None:
+    def __init__(self, connection: FastConnection, line: PlainLine, request: KeyCall) -> None:
         self._connection = connection
-        self.caller = caller
         self.is_done = False
-        self.method = method
-        self.target = target
+        self.line = line
         self.request = request
         self.started = perf_counter()
 
@@ -111,17 +105,15 @@ class Pending:
 class FastConnection(asyncio.Protocol, ABC):
     """One connection on the fast path. One request at a time, in the order they came."""
 
-    plain: ClassVar[re.Pattern[bytes]]
-    "The request lines that are plain."
-
     __slots__ = (
-        "_backlog", "_closing", "_ended", "_gone", "_held", "_host", "_input", "_more",
-        "_now", "_outgoing", "_partial", "_paused_at", "_pending", "_quiet", "_scheduled",
+        "_at_once", "_backlog", "_closing", "_ended", "_gone", "_held", "_host", "_input",
+        "_lines", "_more", "_now", "_outgoing", "_partial", "_paused_at", "_pending", "_quiet",
         "_server", "_since", "_task", "_transport", "is_due",
     )  # fmt: skip
 
-    def __init__(self, server: FastPathServer) -> None:
+    def __init__(self, server: FastPathServer, lines: PlainLines) -> None:
         self._server = server
+        self._lines = lines
         self._now = server.now
         self._host = ""  # whom its last request was for: a host once served is served for good
         self._transport: asyncio.Transport | None = None
@@ -137,8 +129,8 @@ class FastConnection(asyncio.Protocol, ABC):
         self._held: Share | None = None  # answers that the client does not take
         self._outgoing: Outgoing | None = None
         self._input: Share | None = None  # requests that wait
-        self.is_due = False  # others are served first in this turn of the event loop
-        self._scheduled = False  # to go on in a later turn of the event loop
+        self.is_due = False  # to be served in the next turn of the event loop, or a later one
+        self._at_once = False  # what comes has waited for its turn already
         self._paused_at = 0.0  # since when the client takes none of its answers; 0: it does
         self._since = 0.0  # the last time that it became idle, or a body began
 
@@ -154,6 +146,7 @@ class FastConnection(asyncio.Protocol, ABC):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve the connection."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._at_once = isinstance(transport, TlsTransport)  # its records of a turn come together
         self._since = self._now()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
@@ -172,8 +165,11 @@ class FastConnection(asyncio.Protocol, ABC):
     def data_received(self, data: bytes) -> None:
         """Take what has come; while a request is under way, it waits."""
         self._backlog = self._backlog + data if self._backlog else data
-        if self._pending is None and not self._paused_at and not self._scheduled:
-            self._advance()
+        if self._pending is None and not self._paused_at:
+            if self._at_once:
+                self._advance()
+            else:
+                self._server.serve_later(self)
         elif len(self._backlog) > MAX_BACKLOG_BYTES:
             self._stop_reading()
         if self._input is not None or len(self._backlog) > UNCOUNTED_BACKLOG_BYTES:
@@ -219,8 +215,9 @@ class FastConnection(asyncio.Protocol, ABC):
     def eof_received(self) -> bool:
         """The client sends no more; what it has sent whole is answered before the end."""
         self._ended = True
-        if self._pending is None and not self._paused_at:
-            self._advance()  # between an answer and the turn in which the next request begins
+        self._server.outbox.flush()  # the end may be at once
+        if self._backlog and self._pending is None and not self._paused_at:
+            self._server.serve_later(self)
         return self._transport is None or self._pending is not None or bool(self._backlog)
 
     @property
@@ -245,7 +242,7 @@ class FastConnection(asyncio.Protocol, ABC):
             self._held.resize(0)
             self._held = self._outgoing = None
         if self._pending is None:
-            self._go_on_reading()
+            self._server.serve_later(self)
 
     # -- requests
 
@@ -261,18 +258,14 @@ class FastConnection(asyncio.Protocol, ABC):
         if size == 0:
             self._leave()
         elif size is None and self._ended and self._transport is not None:
-            self._transport.close()  # the body will never be complete
+            self._end(self._transport)  # the body will never be complete
 
     def _may_serve(self) -> bool:
         """Whether the next request may be served in this turn of the loop."""
+        if self._pending is not None or self._paused_at or self._closing:
+            return False
         transport = self._transport
-        if (
-            self._pending is not None
-            or self._paused_at
-            or self._closing
-            or transport is None
-            or transport.is_closing()
-        ):
+        if transport is None or transport.is_closing():
             return False
         if self._server.turns.is_spent:
             self._server.serve_later(self)
@@ -281,14 +274,14 @@ class FastConnection(asyncio.Protocol, ABC):
 
     def _serve_one(self, data: bytes, at: int) -> int | None:
         """Serve the request at `at`, and return its size; 0: not plain; None: it is not whole."""
-        line = self.plain.match(data, at, at + _MAX_HEAD_SIZE_BYTES)
-        if line is None or not self._server.has_fast_path:
+        line_end = data.find(b"\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
+        end = data.find(b"\r\n\r\n", line_end, at + _MAX_HEAD_SIZE_BYTES)
+        if end < 0 or not self._server.has_fast_path:
             return 0
-        fields_at = line.end()
-        end = data.find(b"\r\n\r\n", at, at + _MAX_HEAD_SIZE_BYTES)
-        if end < fields_at - 2:
+        line = self._lines[data[at:line_end]]
+        if line is None:
             return 0
-        block = read_block(data[fields_at : end + 2])
+        block = blocks[data[line_end + 2 : end + 2]]
         if block is None or block.body_size_bytes > self._server.max_body_bytes:
             return 0
         if block.host != self._host:
@@ -304,43 +297,42 @@ class FastConnection(asyncio.Protocol, ABC):
             return None
         self._partial = False
         self._more = stop < len(data)
-        method, target, _ = line[0].decode().split(" ")
-        request = self._parse(method, target, block, data[end + 4 : stop])
+        request = self._parse(line, block, data[end + 4 : stop])
         if isinstance(request, KeyRead):
-            self._serve_read(method, target, request)
+            self._serve_read(line, request)
         elif request is not None:
-            self._serve_write(method, target, request)
+            self._serve_write(line, request)
         return 0 if request is None else stop - at
 
     @abstractmethod
-    def _parse(self, method: str, target: str, block: HeaderBlock, body: bytes) -> KeyCall | None:
+    def _parse(self, line: PlainLine, block: HeaderBlock, body: bytes) -> KeyCall | None:
         """Return what a request asks for; None: the full path has to judge it."""
 
-    def _serve_read(self, method: str, target: str, read: KeyRead) -> None:
-        server, started = self._server, perf_counter()
-        caller = read.query.caller
+    def _serve_read(self, line: PlainLine, read: KeyRead) -> None:
+        server, query, started = self._server, read.query, perf_counter()
+        node = server.api.node
         try:
-            result = server.api.node.read_now(read.query)
+            result = node.read_now(query)
         except OperationError:
             result = None
         if result is None:  # it has to wait: for the primary, say
-            self._pending = pending = Pending(self, method, target, read, caller)
-            if not server.api.node.submit_query(read.query, read.timeout_ms, pending):
+            self._pending = pending = Pending(self, line, read)
+            if not node.submit_query(query, read.timeout_ms, pending):
                 self._start(self._read(pending, read, None))
             return
         try:
             answer = read.answer(result)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
-            answer = server.api.refuse(error, method, target)
+            answer = server.api.refuse(error, line.method, line.target)
         if answer.is_large:
-            self._pending = pending = Pending(self, method, target, read, caller)
+            self._pending = pending = Pending(self, line, read)
             self._start(self._send_in_turn(pending, answer))
         else:
-            self._send(answer, method, target, started, caller)
+            self._send(answer, line, read, started)
             server.turns.spend(answer.size_bytes + REQUEST_COST_BYTES)
 
-    def _serve_write(self, method: str, target: str, write: KeyWrite) -> None:
-        self._pending = pending = Pending(self, method, target, write, write.operation.caller)
+    def _serve_write(self, line: PlainLine, write: KeyWrite) -> None:
+        self._pending = pending = Pending(self, line, write)
         if not self._server.api.node.submit(write.operation, write.timeout_ms, pending):
             self._start(self._go_on(pending, write, None))  # it goes elsewhere, or waits
 
@@ -364,22 +356,17 @@ class FastConnection(asyncio.Protocol, ABC):
     def answer(self, pending: Pending, answer: Answer) -> None:
         """Answer the request under way, and go on with what has come meanwhile."""
         try:
-            self._send(answer, pending.method, pending.target, pending.started, pending.caller)
+            self._send(answer, pending.line, pending.request, pending.started)
         finally:
             self._pending = None
-        if self._backlog and not self._scheduled:
-            # Not here: this is called from within the pipeline, amid others' answers.
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._go_on_reading)
+        if self._backlog:  # not here: this is called from within the pipeline, amid others' answers
+            self._server.serve_later(self)
 
     def resume(self) -> None:
-        """It is this connection's turn again."""
+        """It is this connection's turn: serve what waits, and read on."""
         self.is_due = False
-        if self._pending is None and not self._paused_at:
-            self._go_on_reading()
-
-    def _go_on_reading(self) -> None:
-        self._scheduled = False
+        if self._pending is not None or self._paused_at:
+            return
         self._advance()
         if self._quiet and len(self._backlog) <= MAX_BACKLOG_BYTES and self._transport is not None:
             self._quiet = False
@@ -393,7 +380,7 @@ class FastConnection(asyncio.Protocol, ABC):
         try:
             answer = make_answer(result)
         except Exception as error:  # noqa: BLE001 -- the others must be answered, whatever it is
-            answer = self._server.api.refuse(error, pending.method, pending.target)
+            answer = self._server.api.refuse(error, pending.line.method, pending.line.target)
         if answer.is_large:
             self._start(self._send_in_turn(pending, answer))
         else:
@@ -410,12 +397,13 @@ class FastConnection(asyncio.Protocol, ABC):
                 self._refuse(pending, error)
 
     def _refuse(self, pending: Pending, error: Exception) -> None:
-        self.answer(pending, self._server.api.refuse(error, pending.method, pending.target))
+        line = pending.line
+        self.answer(pending, self._server.api.refuse(error, line.method, line.target))
 
     async def _go_on(self, pending: Pending, write: KeyWrite, after: OperationError | None) -> None:
         api = self._server.api
         left_ms = write.timeout_ms - int((perf_counter() - pending.started) * 1000)
-        caller = write.operation.caller
+        caller = write.caller
         try:
             if caller is not None and after is None:
                 # A1: here too. After an attempt what this node says would be no answer to that.
@@ -426,24 +414,26 @@ class FastConnection(asyncio.Protocol, ABC):
         else:
             self.succeeded(pending, result)
 
-    def _send(
-        self, answer: Answer, method: str, target: str, started: float, caller: Principal | None
-    ) -> None:
-        transport = self._transport
+    def _send(self, answer: Answer, line: PlainLine, request: KeyCall, started: float) -> None:
+        server, transport = self._server, self._transport
         if answer.refuses_caller:
-            self._server.api.note_refusal(answer, method, target, caller, transport)
-        if answer.is_large and not self._server.memory.make_room(answer.size_bytes):
+            server.api.note_refusal(answer, line.method, line.target, request.caller, transport)
+        if answer.is_large and not server.memory.make_room(answer.size_bytes):
             crowded = OverloadedError("overloaded", TOO_MUCH_HELD)
-            answer = self._server.api.refuse(crowded, method, target)
-        if transport is not None and not transport.is_closing():
-            more = self._more if self._pending is None else self._backlog
-            last = (self._ended or self._server.draining) and not more
-            closes = self._closing or answer.closes or last
-            transport.write(answer.as_bytes(closes=closes))
+            answer = server.api.refuse(crowded, line.method, line.target)
+        if transport is not None:
+            closes = self._closing or answer.closes
+            if self._ended or server.draining:
+                closes = closes or not (self._more if self._pending is None else self._backlog)
+            data = answer.as_bytes(closes=closes)
+            if not self._at_once:
+                server.outbox.send(transport, data)
+            elif not transport.is_closing():
+                transport.write(data)
             if closes:
-                transport.close()
+                self._end(transport)
         self._since = self._now()
-        self._server.api.observe(method, target, answer, perf_counter() - started)
+        server.api.observe(line.method, line.target, answer, perf_counter() - started)
 
     # -- lifetime
 
@@ -465,7 +455,7 @@ class FastConnection(asyncio.Protocol, ABC):
         protocol.connection_made(transport)
         protocol.data_received(backlog)
         if self._ended and not protocol.eof_received():
-            transport.close()
+            self._end(transport)
 
     def check(self, now: float) -> None:
         """Close it if it is idle too long; called again and again."""
@@ -478,19 +468,22 @@ class FastConnection(asyncio.Protocol, ABC):
             elif self._outgoing.has_stopped(now):
                 # A client that asks and never reads would hold its answers' memory for ever.
                 transport.abort()
-        elif self._pending is not None:
-            return
         elif self._backlog:
             if self._partial and now - self._since > BODY_PATIENCE_S:
                 self._leave()
-        elif now - self._since > self._server.idle_timeout_s:
+        elif self._pending is None and now - self._since > self._server.idle_timeout_s:
             transport.close()
 
     def close(self) -> None:
         """Serve no further request; close when the one under way is answered."""
         self._closing = True
         if self._pending is None and self._transport is not None:
-            self._transport.close()
+            self._end(self._transport)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Close, after what has been answered."""
+        self._server.outbox.flush()
+        transport.close()
 
     def abort(self) -> None:
         """Close at once."""

@@ -85,13 +85,23 @@ class KeyWrite(msgspec.Struct, frozen=True):
     answer: Callable[[Result], Answer]
     right: Right = "write"
 
+    @property
+    def caller(self) -> Principal | None:
+        """For whom; None: for the node itself."""
+        return self.operation.caller
 
-class KeyRead(msgspec.Struct, frozen=True):
+
+class KeyRead(msgspec.Struct, frozen=True, gc=False):
     """A read of one key: `answer` makes its answer of the result."""
 
     query: Query
     timeout_ms: int
     answer: Callable[[QueryResult], Answer]
+
+    @property
+    def caller(self) -> Principal | None:
+        """For whom; None: for the node itself."""
+        return self.query.caller
 
 
 KeyCall = KeyRead | KeyWrite
@@ -127,31 +137,28 @@ class KvHandlers:
     async def put(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """PUT /v1/kv/{key}."""
         # Everything that can be refused is refused before the body is asked for.
-        key, options, conditions = _read_put(raw_key, query, request.headers)
+        headers = request.headers
+        conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
+        key, options = decode_key(raw_key), put_options(query)
         value = await read_body(request, self._limit_bytes, self._body_timeout_ms)
         return await self._execute(self._put(key, value, options, conditions))
 
     async def delete(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """DELETE /v1/kv/{key}."""
-        return await self._execute(self._delete(raw_key, query, request.headers))
+        key, options, headers = decode_key(raw_key), write_options(query), request.headers
+        return await self._execute(self.fast_delete(key, options, headers))
 
-    def fast_write(
+    def fast_put(
         self,
-        method: str,
-        raw_key: str,
-        query: str,
+        key: bytes,
+        options: PutOptions,
         headers: Headers,
-        body: bytes,
+        value: bytes,
         caller: Principal | None = None,
-    ) -> KeyWrite | None:
-        """Return what a PUT or DELETE asks for; None: the full path has to judge it."""
-        try:
-            if method == "DELETE":
-                return self._delete(raw_key, query, headers, caller)
-            key, options, conditions = _read_put(raw_key, query, headers)
-        except ProblemError:
-            return None
-        return self._put(key, body, options, conditions, caller)
+    ) -> KeyWrite:
+        """Return what a PUT asks for. Raises Problem: the full path has to refuse it."""
+        conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
+        return self._put(key, value, options, conditions, caller)
 
     def _put(
         self,
@@ -166,11 +173,10 @@ class KvHandlers:
             args += (options.lease, options.ttl_ms)
         return self._write("put", args, conditions, options, _put_answer, caller)
 
-    def _delete(
-        self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
+    def fast_delete(
+        self, key: bytes, options: WriteOptions, headers: Headers, caller: Principal | None = None
     ) -> KeyWrite:
-        key = decode_key(raw_key)
-        options = write_options(query)
+        """Return what a DELETE asks for. Raises Problem: the full path has to refuse it."""
         conditions = _delete_conditions(headers) if headers else _UNCONDITIONAL
         args = (key, conditions.if_revision)
         return self._write("delete", args, conditions, options, _delete_answer, caller)
@@ -200,27 +206,23 @@ class KvHandlers:
 
     async def get(self, request: BaseRequest, raw_key: str, query: str) -> Answer:
         """GET and HEAD /v1/kv/{key}."""
-        read = self._get(raw_key, query, request.headers)
-        return read.answer(await self._node.query(read.query, read.timeout_ms))
+        read = self.plain_read(raw_key, query)
+        result = await self._node.query(read.query, read.timeout_ms)
+        return self._get_answer(result, request.headers)
 
-    def fast_read(
-        self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
-    ) -> KeyRead:
-        """Return what a GET asks for. Raises Problem: the full path has to refuse it."""
-        return self._get(raw_key, query, headers, caller)
-
-    def _get(
-        self, raw_key: str, query: str, headers: Headers, caller: Principal | None = None
-    ) -> KeyRead:
+    def plain_read(self, raw_key: str, query: str) -> KeyRead:
+        """Return what a GET asks for, for nobody and on no condition. Raises Problem."""
         options = read_options(query)
-        wanted = Query(
-            "get", (decode_key(raw_key),), options.consistency, options.max_staleness_ms, STORE,
-            caller,
-        )  # fmt: skip
-        timeout_ms = options.timeout_ms or self._timeout_ms
-        return KeyRead(wanted, timeout_ms, lambda result: self._get_answer(result, headers))
+        wanted = Query("get", (decode_key(raw_key),), options.consistency, options.max_staleness_ms)
+        return KeyRead(wanted, options.timeout_ms or self._timeout_ms, self._get_answer)
 
-    def _get_answer(self, result: QueryResult, headers: Headers) -> Answer:
+    def read_for(self, read: KeyRead, headers: Headers, caller: Principal | None) -> KeyRead:
+        """Return a plain read for a caller, on the conditions in `headers`."""
+        plain = read.query
+        wanted = Query("get", plain.args, plain.consistency, plain.max_staleness_ms, STORE, caller)
+        return KeyRead(wanted, read.timeout_ms, lambda result: self._get_answer(result, headers))
+
+    def _get_answer(self, result: QueryResult, headers: Headers | None = None) -> Answer:
         """Make a GET's answer of what was read. Raises Problem."""
         if result.value is None:
             who = state_lines(result, self._node.views.cluster_id)
@@ -326,12 +328,6 @@ def _range_of(values: Mapping[str, Any]) -> tuple[bytes, KeyRange]:
         return decode_cursor(values["cursor"], bounds)
     assert bounds is not None
     return bounds.start, bounds
-
-
-def _read_put(raw_key: str, query: str, headers: Headers) -> tuple[bytes, PutOptions, Conditions]:
-    """Read all of a PUT but its value. Raises Problem."""
-    conditions = _put_conditions(headers) if headers else _UNCONDITIONAL
-    return decode_key(raw_key), put_options(query), conditions
 
 
 def _put_conditions(headers: Headers) -> Conditions:

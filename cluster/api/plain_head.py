@@ -1,7 +1,7 @@
 """The heads that the fast path serves: those that have one meaning only.
 
-A request line of `PLAIN`'s form, then fields that are well-formed, stand there once, and change
-nothing of how the request is framed. Whatever else comes is the full path's to judge.
+A request line of `PLAIN`'s form (`plain_line`), then fields that are well-formed, stand there once,
+and change nothing of how the request is framed. Whatever else comes is the full path's to judge.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEASES_PATH, KEEP_ALIVE = "/v1/leases/", "/keepalive"
 PLAIN = re.compile(
     rb"(?:(?:PUT|GET|DELETE) /v1/kv/[-A-Za-z0-9._~%!$&'()*+,;=:@/]+"
     rb"|POST /v1/leases/[0-9]{1,20}/keepalive)"
-    rb"(?:\?[-A-Za-z0-9._~%!$&'()*+,;=:@/?]*)? HTTP/1\.1\r\n"
+    rb"(?:\?[-A-Za-z0-9._~%!$&'()*+,;=:@/?]*)? HTTP/1\.1"
 )
 # No two parts of it can match the same bytes: a stranger's field is read in one pass.
 _FIELD = re.compile(rb"([-A-Za-z0-9_]+):([\t\x20-\x7e]*)")
@@ -63,23 +63,24 @@ class HeaderBlock(msgspec.Struct, frozen=True):
     cluster: str | None
 
 
-_blocks: dict[bytes, HeaderBlock] = {}
-
-
-def read_block(fields: bytes) -> HeaderBlock | None:
-    """Read a head's fields, each ending in CR LF; None: they are not plain.
+class HeaderBlocks(dict[bytes, HeaderBlock | None]):
+    """What a head's fields say, each ending in CR LF; None: they are not plain.
 
     A client sends the same ones with each request, its token and the cluster's id among them, but
     for idempotency keys and conditions: those without these are kept.
     """
-    if block := _blocks.get(fields):
+
+    def __missing__(self, fields: bytes) -> HeaderBlock | None:
+        """Read fields that are not kept."""
+        block = _parse_block(fields)
+        if block is not None and not block.headers:
+            if len(self) >= _MAX_BLOCKS:
+                self.clear()
+            self[fields] = block
         return block
-    block = _parse_block(fields)
-    if block is not None and not block.headers:
-        if len(_blocks) >= _MAX_BLOCKS:
-            _blocks.clear()
-        _blocks[fields] = block
-    return block
+
+
+blocks = HeaderBlocks()
 
 
 def _parse_block(fields: bytes) -> HeaderBlock | None:

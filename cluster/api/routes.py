@@ -25,7 +25,7 @@ from cluster.api.backup import BackupHandler
 from cluster.api.body import ClientGoneError
 from cluster.api.cors import let_read, preflight
 from cluster.api.documents import CurrentPrimary, Status, ViewHistory
-from cluster.api.fast_keys import FastKeys
+from cluster.api.fast_keys import FastKeys, plain_lines
 from cluster.api.groups import GroupHandlers, KnownGroups, refuse_group
 from cluster.api.headers import check_cluster, cluster_line, revision_line
 from cluster.api.hosts import Hosts, split_target
@@ -122,9 +122,10 @@ class HttpApi:
         self._openapi_document = cache(lambda: openapi_json(services))  # some ms
         self._txn = TxnHandlers(node, self._settings)
         leases = LeaseHandlers(node, self._settings)
+        lines = plain_lines(kv)
         self._server = HttpServer(
             self._handle, self._settings, self._identity, self, self._hosts, node,
-            lambda server: FastKeys(server, kv, leases, groups),
+            lambda server: FastKeys(server, lines, kv, leases, groups),
         )  # fmt: skip
         self.listener = HttpListener(self._server, tls)
         self._tls = tls

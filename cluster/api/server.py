@@ -22,6 +22,7 @@ from cluster.api.fast_path import MAX_REQUEST_SIZE_BYTES, FastConnection, FastPa
 from cluster.api.fast_path_api import FastPathApi
 from cluster.api.hosts import Hosts
 from cluster.api.memory import Memory
+from cluster.api.outbox import Outbox
 from cluster.api.params import waits_for_change
 from cluster.api.problems import RETRY_AFTER_S, ProblemError
 from cluster.api.settings import HttpSettings
@@ -74,6 +75,7 @@ class HttpServer(web.Server):
         self.max_body_bytes = min(MAX_REQUEST_SIZE_BYTES, settings.max_value_size_bytes)
         self.now = asyncio.get_running_loop().time
         self.memory = Memory(settings.max_buffered_bytes, self.now)
+        self.outbox = Outbox()
         self.turns = Turns()
         self.streams = Streams(node, self, settings.max_watchers, api.complaints)
         self._turn_begins = False  # for those that are due
@@ -147,7 +149,7 @@ class HttpServer(web.Server):
         )
 
     def serve_later(self, connection: FastConnection) -> None:
-        """Let a connection go on in a later turn of the loop: what this one has is spent."""
+        """Let a connection go on in the next turn of the loop, or a later one if that is spent."""
         if not connection.is_due:
             connection.is_due = True
             self._due.append(connection)
@@ -160,10 +162,23 @@ class HttpServer(web.Server):
 
     def _begin_turn(self) -> None:
         self._turn_begins = False
-        while self._due and not self.turns.is_spent:
-            self._due.popleft().resume()
+        self.outbox.will_flush = True
+        due, turns = self._due, self.turns
+        while due and not turns.is_spent:
+            connection = due.popleft()
+            try:
+                connection.resume()
+            except Exception as error:  # noqa: BLE001 -- the others are served, whatever it is
+                self._failed(connection, error)
+        self.outbox.flush()
         if self._due:
             self._begin_soon()
+
+    def _failed(self, connection: FastConnection, error: Exception) -> None:
+        """End a connection that could not be served, as the loop would."""
+        context = {"message": "a connection is closed: it has failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)
+        connection.abort()
 
     def left(self, connection: FastConnection) -> None:
         """A connection is gone, or on the full path."""
@@ -258,8 +273,10 @@ class FullConnection(RequestHandler):
     @property
     def busy(self) -> bool:
         """Whether a request is under way or waits."""
-        waiter = self._waiter
-        return bool(self._messages or self._held) or waiter is None or waiter.done()
+        if self._messages or self._held:
+            return True
+        waiter = self._waiter  # None before the first request too, in the connection's first turn
+        return self._body is not None and (waiter is None or waiter.done())
 
     @property
     def whole(self) -> bool:

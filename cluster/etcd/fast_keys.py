@@ -11,6 +11,7 @@ from cluster.api.answer import JSON, Answer
 from cluster.api.fast_path import FastConnection, FastPathServer
 from cluster.api.kv import KeyCall, KeyRead, KeyWrite
 from cluster.api.plain_head import HeaderBlock
+from cluster.api.plain_line import PlainLine, PlainLines
 from cluster.etcd.answers import encode
 from cluster.etcd.auth import etcd_caller_named
 from cluster.etcd.errors import EtcdError
@@ -21,6 +22,7 @@ from datapath.operations import ANONYMOUS
 _PLAIN_BODY = re.compile(
     rb'\{"key": ?"([A-Za-z0-9+/]+={0,2})"(?:, ?"value": ?"([A-Za-z0-9+/]+={0,2})")?\}'
 )
+_LINES = PlainLines(re.compile(rb"POST /v3(?:beta)?/kv/(?:put|range) HTTP/1\.1"), PlainLine)
 
 
 class EtcdFastKeys(FastConnection):
@@ -30,22 +32,20 @@ class EtcdFastKeys(FastConnection):
     """
 
     __slots__ = ("_kv", "_timeout_ms")
-    plain = re.compile(rb"POST /v3(?:beta)?/kv/(?:put|range) HTTP/1\.1\r\n")
 
     def __init__(self, server: FastPathServer, kv: KvCalls, timeout_ms: int) -> None:
-        super().__init__(server)
+        super().__init__(server, _LINES)
         self._kv = kv
         self._timeout_ms = timeout_ms
 
-    def _parse(self, method: str, target: str, block: HeaderBlock, body: bytes) -> KeyCall | None:
-        del method
+    def _parse(self, line: PlainLine, block: HeaderBlock, body: bytes) -> KeyCall | None:
         kv, caller = self._kv, None
         if self._server.api.access.is_on:
             caller = etcd_caller_named(block.authorization, self._transport)
             if caller is None or caller == ANONYMOUS:
                 return None  # refused there in words of its own
         try:
-            if target.endswith("put"):
+            if line.target.endswith("put"):
                 operation = kv.key_put(_put_request(body), caller)
                 if operation is None:
                     return None

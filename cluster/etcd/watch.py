@@ -155,8 +155,8 @@ class ChunkedAnswer(Answer):
         super().__init__(200, None, headers=lines, closes=closes)
         self._chunks = chunks
 
-    def _head(self, end: bytes, body: bytes = b"") -> bytes:
-        return super()._head(end, body) + self._chunks
+    def _head(self, end: bytes) -> bytes:
+        return super()._head(end) + self._chunks
 
 
 def _ended(chunks: bytes) -> ChunkedAnswer:

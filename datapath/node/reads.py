@@ -80,8 +80,6 @@ class Reads:
             query = with_fresh_rights(context.access, query)
         if engine is None or not (context.views.belongs or self._may_serve_alone(query)):
             return None
-        if engine.replica.primary is None and query.consistency != "stale":
-            return None
         return engine.interpreter.query(query)
 
     def _may_serve_alone(self, query: Query) -> bool:

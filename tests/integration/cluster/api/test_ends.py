@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.api import listener
+from cluster.api.fast_keys import FastKeys
 from cluster.api.hosts import Hosts
+from cluster.api.plain_head import blocks
 from cluster.api.routes import HttpApi
+from cluster.services.access_guard import TokenGuard, draw_token, principal_of
+from datapath.operations import Query, QueryResult
 from tests.support.cluster import wait_until
 from tests.support.local_node import local_node
 from tests.support.raw_http import connect, fetch
@@ -235,3 +240,91 @@ async def test_a_stopped_listener_looks_after_no_watches_any_more(serve: Serve) 
         await wait_until(lambda: bool(local.api.access._tasks._tasks), "somebody looks")
         await local.api.listener.stop()
     assert not local.api.access._tasks._tasks
+
+
+class _Transport:
+    """What is written, and where the connection ends."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.told.append(data[:12])
+
+    def is_closing(self) -> bool:
+        return b"closed" in self.told
+
+    def close(self) -> None:
+        self.told.append(b"closed")
+
+    def abort(self) -> None:
+        self.close()
+
+
+@pytest.mark.parametrize("end", ["eof", "close", "half"])
+async def test_an_answer_that_is_about_to_leave_leaves_before_the_end(end: str) -> None:
+    """It waits for the end of the loop's turn; the connection may end within the same one."""
+    api = HttpApi(local_node(), hosts=Hosts(["t"]))
+    server, transport = api._server, _Transport()
+    connection = server()
+    assert isinstance(connection, FastKeys)
+    connection.connection_made(cast("asyncio.Transport", transport))
+    server.outbox.will_flush = True
+    connection.data_received(GET % (b"a", b""))
+    if end == "half":
+        connection.data_received(GET % (b"b", b"Content-Length: 1\r\n"))
+    connection.resume()
+    assert transport.told == []
+    if end == "close":
+        connection.close()
+    elif not connection.eof_received():
+        transport.close()  # as the loop does
+    else:
+        connection.resume()
+    assert transport.told == [b"HTTP/1.1 404", b"closed"]
+    connection.connection_lost(None)
+    await server.shutdown()
+
+
+async def test_a_line_that_is_kept_is_for_no_caller() -> None:
+    """A1: with access control each request names its own, whoever sent the same line before."""
+    guard = TokenGuard(is_on=True)
+    api = HttpApi(local_node(), hosts=Hosts(["t"]), guard=guard)
+    connection = api._server()
+    assert isinstance(connection, FastKeys)
+    line = connection._lines[b"GET /v1/kv/a HTTP/1.1"]
+    assert line is not None
+    for _ in range(2):
+        token = draw_token().text
+        block = blocks[b"Host: t\r\nAuthorization: Bearer %b\r\n" % token.encode()]
+        assert block is not None
+        asked = connection._parse(line, block, b"")
+        assert asked is not None
+        assert asked.caller == principal_of(token)
+        assert line.read is not None
+        assert line.read.caller is None
+    await api._server.shutdown(0)
+
+
+async def test_a_connection_that_fails_holds_up_no_other(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (local.api._server.has_fast_path and local.node.can_submit):
+        pytest.skip("each request has a task there")
+    read_now = local.node.read_now
+
+    def failing(query: Query) -> QueryResult | None:
+        if query.args == (b"bad",):
+            raise ZeroDivisionError
+        return read_now(query)
+
+    monkeypatch.setattr(local.node, "read_now", failing)
+    failures: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    async with connect(local.base_url) as bad, connect(local.base_url) as good:
+        bad.send(GET % (b"bad", b""))
+        good.send(GET % (b"good", b""))
+        assert (await good.receive()).status == 404
+        assert await bad.receive_end() == b""
+    assert [type(failure) for failure in failures] == [ZeroDivisionError]
