@@ -47,13 +47,13 @@ class BackupHandler:
             options.get("timeout_ms", self._settings.request_timeout_ms),
         )
         logger.info("backup of revision %d, requested by %s", source.revision, asked_by)
-        node, access, caller = self._node, self._access, self._access.current()
+        access, caller = self._access, self._access.current()
 
         def may_go_on() -> bool:
             return (
                 caller is None
                 or access.here(caller, Need("admin")) is None
-                or node.is_configured_admin(caller)  # of its file, and not in its state yet
+                or self._node.is_configured_admin(caller)
             )
 
         return StreamedAnswer(source, identity + revision_line(source.revision), may_go_on)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.services.access_guard import draw_token
+from cluster.services.access_guard import draw_token, hash_line
 from tests.nodes.conftest import MakeCluster
 from tests.support.cluster import Cluster, wait_until
 from tests.support.commands import Ended, run
@@ -82,6 +82,20 @@ async def test_a_stale_backup_under_the_token_of_the_nodes_file(
     log = cluster.nodes[backup].log()
     assert "GET /v1/backup by the administrator of this node's configuration file" in log
     assert own not in log
+
+    new, held = draw_token(), cluster.config_path.read_text()
+    await cluster.kill(backup)
+    cluster.config_path.write_text(held.replace(hash_line(cluster.token), hash_line(new)))
+    cluster.launch(backup)
+    await cluster.wait_started(backup)
+    await decides_no_longer(cluster, backup, other)
+    anew = await ask(cluster, backup, new.text, "backup", tmp_path / "anew.backup", "--stale")
+    assert anew.code == 0, anew
+    assert (await run("backup", "verify", tmp_path / "anew.backup")).code == 0
+    await cluster.kill(backup)
+    cluster.config_path.write_text(held)
+    cluster.launch(backup)
+    await cluster.wait_started(backup)
 
     await cluster.start(primary, "w1")
     async with cluster.client(token=other) as admin:
