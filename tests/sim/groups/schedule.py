@@ -30,6 +30,7 @@ SHAPES: tuple[dict[MemberRole, int], ...] = tuple(
     for replicas, witnesses in ((1, 0), (2, 1), (2, 1), (3, 0), (3, 0), (3, 2), (5, 0))
 )
 """How many members a group is to have."""
+WITH_WITNESS = SHAPES[1]
 DOWN_TICKS = (1, 10)
 
 
@@ -116,7 +117,7 @@ class Schedule:
         is_big = seed % BIG_EVERY == 0 if big is None else big
         self._zones = random.choice((0, 2, 3, 5))
         groups = 300 if is_big else random.randint(2, 20)
-        self._wanted = random.choice(SHAPES)
+        self._wanted = WITH_WITNESS if is_big else random.choice(SHAPES)
         self._size = sum(self._wanted.values())
         for _ in range(100 if is_big else random.randint(self._size + 2, 12)):
             self._new_machine(groups)

@@ -38,6 +38,8 @@ def test_a_hundred_machines_and_three_hundred_groups_end_in_their_places() -> No
     assert len(schedule.fleet.machines) >= 100
     assert len(schedule.fleet.groups) == 300
     assert seen["failed over"]
+    assert seen["add: witness"]
+    assert seen["remove: witness"]
 
 
 def test_a_seed_gives_the_same_run_each_time() -> None:
