@@ -111,7 +111,7 @@ class HttpServer(web.Server):
     def _free_reserve(self) -> bool:
         """Make room in the reserve: end the connection there that has asked nothing for longest."""
         for connection in self._reserve:
-            if not connection.busy:
+            if connection.is_idle:
                 connection.force_close()
                 del self._reserve[connection]
                 return True
@@ -273,10 +273,13 @@ class FullConnection(RequestHandler):
     @property
     def busy(self) -> bool:
         """Whether a request is under way or waits."""
-        if self._messages or self._held:
-            return True
-        waiter = self._waiter  # None before the first request too, in the connection's first turn
-        return self._body is not None and (waiter is None or waiter.done())
+        # In its first turn nothing awaits a request yet, and none has come.
+        return bool(self._messages or self._held) or (self._body is not None and not self.is_idle)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the next request is awaited: not so before it is connected, and in that turn."""
+        return self._waiter is not None and not self._waiter.done()
 
     @property
     def whole(self) -> bool:
