@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -34,46 +34,34 @@ class _Batch:
     """
 
     def __init__(self) -> None:
-        self._received: list[TlsTransport] = []
-        self._unsent: list[TlsTransport] = []
-        self._has_begun = False  # something has come in this turn
+        self.received: list[TlsTransport] = []
+        """Connections on which something small has come."""
+        self.unsent: list[TlsTransport] = []
+        """Connections that have written something small, while `collects`."""
+        self.has_begun = False
+        """Whether something has come in this turn of the loop: who is the first calls `begin`."""
         self.collects = False
         """Whether what is written now goes out in a moment, with what others write."""
 
-    def is_first(self) -> bool:
-        """Begin a turn, if it has not begun; whether it has not."""
-        if self._has_begun:
-            return False
-        self._has_begun = True
+    def begin(self) -> None:
+        """Begin a turn: pass on at its end what has waited."""
+        self.has_begun = True
         asyncio.get_running_loop().call_soon(self._end)
-        return True
-
-    def receive(self, transport: TlsTransport) -> None:
-        """Let what a connection has received wait, or take this and all that waits."""
-        self._received.append(transport)
-        if len(self._received) >= BATCH_MAX:
-            self._pass_on()
-
-    def send(self, transport: TlsTransport) -> None:
-        """Let what a connection writes wait, while `collects` holds."""
-        self._unsent.append(transport)
 
     def _end(self) -> None:
-        self._has_begun = False
-        self._pass_on()
+        self.has_begun = False
+        self.pass_on()
 
-    def _pass_on(self) -> None:
-        received, self._received = self._received, []
-        decrypted = [(each, each.decrypt()) for each in received if each.waits]
+    def pass_on(self) -> None:
+        """Pass on all that waits, and send what it is answered with."""
+        received, self.received = self.received, []
         self.collects = True
         try:
-            for transport, data in decrypted:
-                transport.pass_on(data)
+            TlsTransport.receive_all([each for each in received if each.waits])
         finally:
             self.collects = False
-            unsent, self._unsent = self._unsent, []
-            for transport in unsent:
-                transport.send_unsent()
+            unsent, self.unsent = self.unsent, []
+            TlsTransport.send_all(unsent)
 
 
 _batches: WeakKeyDictionary[asyncio.AbstractEventLoop, _Batch] = WeakKeyDictionary()
@@ -136,51 +124,61 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._is_closing or self._has_ended:
             return
         self._incoming.write(data)
+        batch = self._batch
         if not self._is_open:
             self._shake_hands()
-        elif self._incoming.pending > SMALL_BYTES or self._batch.is_first():
-            self.pass_on(self.decrypt())
+        elif len(data) > SMALL_BYTES:
+            self.receive_all((self,))
+        elif not batch.has_begun:
+            batch.begin()
+            self.receive_all((self,))
         elif not self.waits:
             self.waits = True
-            self._batch.receive(self)
+            batch.received.append(self)
+            if len(batch.received) >= BATCH_MAX:
+                batch.pass_on()
 
-    def decrypt(self) -> bytes:
-        """Return all that has come; nothing if that is half a record, or the connection fails."""
-        self.waits = False
-        if self._is_closing:
-            return b""
-        try:
-            decrypted = self._read(MAX_RECORD_BYTES)
-            if self._incoming.pending or not decrypted:
-                decrypted, self._has_ended = self._read_on(decrypted)
-        except ssl.SSLWantReadError:  # half a record, or none of data
-            return b""
-        except ssl.SSLError as error:
-            self._fail(error)
-            return b""
-        return cast("bytes", decrypted)
+    @staticmethod
+    def receive_all(transports: Iterable[TlsTransport]) -> None:
+        """Decrypt all that has come on some connections, then pass it on. Raises nothing.
 
-    def pass_on(self, decrypted: bytes) -> None:
-        """Give the protocol what has come, and say if that was the last. Raises nothing."""
-        try:
-            if decrypted and not self._is_closing:
-                self._receive(decrypted)
-            if self._has_ended and not self._is_closing and not self._protocol.eof_received():
-                self.close()
-        except Exception as error:  # noqa: BLE001 -- others wait for their turn, whatever it is
-            asyncio.get_running_loop().call_exception_handler(
-                {
-                    "message": "a connection is closed: its protocol has failed",
-                    "exception": error,
-                    "transport": self,
-                    "protocol": self._protocol,
-                }
-            )
-            self._fail(error)
+        Nothing is passed on where that is half a record, or the connection fails.
+        """
+        decrypted: list[tuple[TlsTransport, bytes]] = []
+        for each in transports:
+            each.waits = False
+            if each._is_closing:
+                continue
+            try:
+                data = each._read(MAX_RECORD_BYTES)
+                if each._incoming.pending or not data:
+                    data, each._has_ended = each._read_on(data)
+            except ssl.SSLWantReadError:  # half a record, or none of data
+                continue
+            except ssl.SSLError as error:
+                each._fail(error)
+                continue
+            decrypted.append((each, data))
+        for each, data in decrypted:
+            try:
+                if data and not each._is_closing:
+                    each._receive(data)
+                if each._has_ended and not each._is_closing and not each._protocol.eof_received():
+                    each.close()
+            except Exception as error:  # noqa: BLE001 -- others wait for their turn, whatever it is
+                asyncio.get_running_loop().call_exception_handler(
+                    {
+                        "message": "a connection is closed: its protocol has failed",
+                        "exception": error,
+                        "transport": each,
+                        "protocol": each._protocol,
+                    }
+                )
+                each._fail(error)
 
-    def _pass_on_waiting(self) -> None:
+    def _receive_waiting(self) -> None:
         if self.waits:
-            self.pass_on(self.decrypt())
+            self.receive_all((self,))
 
     def _read_on(self, first: bytes) -> tuple[bytes, bool]:
         """Return all that has come, and whether that was the last."""
@@ -192,14 +190,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Close: what ends without a word of TLS may have been cut short by anybody."""
-        self._pass_on_waiting()
+        self._receive_waiting()
         if not self._has_ended:
             self.close()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the protocol, or who waits for the handshake."""
-        self._pass_on_waiting()
+        self._receive_waiting()
         self._is_closing = True
         if self._is_open:
             self._protocol.connection_lost(self._error or exc)
@@ -241,7 +239,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self.set_protocol(self._make_protocol())
         self._protocol.connection_made(self)
         if self._incoming.pending:  # it came with the end of the handshake
-            self.pass_on(self.decrypt())
+            self.receive_all((self,))
 
     def _send(self) -> None:
         if self._outgoing.pending:
@@ -273,18 +271,26 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._is_closing:
             return
         if self._unsent:
-            self.send_unsent()
+            self.send_all((self,))
         elif self._batch.collects and 0 < len(data) <= SMALL_BYTES and isinstance(data, bytes):
             self._unsent = data
-            self._batch.send(self)
+            self._batch.unsent.append(self)
             return
         self._encrypt(data)
 
-    def send_unsent(self) -> None:
-        """Send what waits in the batch."""
-        data, self._unsent = self._unsent, b""
-        if data and not self._is_closing:
-            self._encrypt(data)
+    @staticmethod
+    def send_all(transports: Iterable[TlsTransport]) -> None:
+        """Encrypt what waits on some connections, then send it."""
+        for each in transports:
+            data, each._unsent = each._unsent, b""
+            if data and not each._is_closing:
+                try:
+                    each._write(data)
+                except ssl.SSLError as error:
+                    each._fail(error)
+        for each in transports:
+            if not each._is_closing and (data := each._outgoing.read()):
+                each._plain.write(data)
 
     def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
         try:
@@ -305,7 +311,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def close(self) -> None:
         """Say that no more comes, send what waits, and close."""
-        self.send_unsent()
+        self.send_all((self,))
         if self._is_closing:
             return
         self._is_closing = True
