@@ -20,9 +20,12 @@ from cluster.api.hosts import Hosts
 from cluster.api.routes import HttpApi, ServedNode
 from cluster.api.settings import HttpSettings
 from cluster.groups.group_map import Group
+from datapath.operations import Operation
 from tests.support.group_pair import HIGH, LOW, Pair, know, node_of
 from tests.support.local_node import LocalNode, local_node
 from tests.support.served import Local, Serve
+
+EARLIER = b"cart{7}/earlier"  # a key of group g2
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -84,8 +87,9 @@ async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
 async def pair(serve: Serve) -> AsyncIterator[Pair]:
     low = await serve(None, node_of("g1", "1" * 32))
     high = await serve(None, node_of("g2", "2" * 32))
-    for _ in range(100):  # revisions that cannot be mistaken for the other group's
-        high.node.index += 1
+    for _ in range(50):  # revisions that cannot be mistaken for the other group's
+        await high.node.execute(Operation("put", (EARLIER, b"x")), 1000)
+        await high.node.execute(Operation("delete", (EARLIER,)), 1000)
     for node in (low.node, high.node):
         know(node, Group("g1", LOW, (low.base_url,)), Group("g2", HIGH, (high.base_url,)))
     yield Pair(low, high)
