@@ -116,7 +116,7 @@ async def test_a_disk_that_fails_under_a_message_ends_the_node(
     def reserve(_: object) -> bool:
         raise DiskFailedError(f"preallocating the spare: {os.strerror(5)}")
 
-    monkeypatch.setattr(cluster["n2"].engine.incoming, "_has_room", reserve)
+    monkeypatch.setattr(cluster["n2"].engine.incoming._room, "reserve", reserve)
     writing = asyncio.create_task(cluster["n1"].execute("put", b"k", VALUE))
     await until(lambda: bool(cluster.failures), "n2 has given up")
     assert cluster["n2"].engine.failed
