@@ -110,7 +110,7 @@ async def _converse(api: HttpApi, said: list[tuple[str, list[bytes]]]) -> list[o
                 if connection.writer.is_closing():
                     break
                 connection.send(piece)
-                for _ in range(3):
+                for _ in range(8):
                     await asyncio.sleep(0)  # the loop takes up what is there: it comes in pieces
             try:
                 heard.append(_comparable(await _receive(connection, method)))
