@@ -11,10 +11,9 @@ from typing import Any
 from unittest.mock import patch
 
 from cluster.api import access
-from cluster.api import relay as passing_on
 from cluster.api.groups import GroupNode
 from cluster.cli import config_option
-from cluster.client import aio, group_routes
+from cluster.client import aio
 from cluster.client.retries import Transport
 from cluster.groups import placement, relay
 from cluster.groups.placement import GroupState
@@ -116,12 +115,8 @@ def _certificate_counts() -> list[Patch]:
     return [patch.object(access, "RELAYED", "x-none")]
 
 
-def _as_the_map_says() -> list[Patch]:
-    return [patch.object(passing_on, "as_reached", lambda endpoints, **_: tuple(endpoints))]
-
-
-def _clients_go_as_the_map_says() -> list[Patch]:
-    return [patch.object(group_routes, "as_reached", lambda endpoints, **_: tuple(endpoints))]
+def _as_the_map_says(module: str) -> list[Patch]:
+    return [patch(f"{module}.as_reached", lambda endpoints, **_: tuple(endpoints))]
 
 
 RULES_MUTANTS = (
@@ -145,10 +140,12 @@ RULES_MUTANTS = (
     Mutant("G5", "whoever relays lends the right of its certificate", _certificate_counts,
            unit="tests/integration/cluster/api/test_relay.py::"
            "test_whoever_relays_lends_no_right_by_its_certificate"),
-    Mutant("G5", "what came under TLS is passed on in plain text", _as_the_map_says,
+    Mutant("G5", "what came under TLS is passed on in plain text",
+           partial(_as_the_map_says, "cluster.api.relay"),
            unit="tests/integration/cluster/api/test_relay.py::"
            "test_a_node_with_tls_passes_no_token_on_in_plain_text"),
-    Mutant("G5", "a client with TLS follows a map in plain text", _clients_go_as_the_map_says,
+    Mutant("G5", "a client with TLS follows a map in plain text",
+           partial(_as_the_map_says, "cluster.client.group_routes"),
            unit="tests/unit/cluster/client/test_group_routes.py::"
            "test_what_was_given_by_https_is_reached_so_whatever_the_map_says"),
     Mutant("G6", "another endpoint is asked after any failure", _allows("may_ask_next"),
