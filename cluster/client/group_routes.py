@@ -80,7 +80,8 @@ class GroupRoutes:
         if not self.home.groups_version or not self._follows:
             return self.home
         now = asyncio.get_running_loop().time()
-        if self._is_behind and now >= self._learn_due_at:
+        asks = self._learning is not None and not self._learning.done()
+        if self._is_behind and not asks and now >= self._learn_due_at:
             self._learn_due_at = now + LEARN_INTERVAL_S
             self._learning = asyncio.create_task(self._learn_quietly())
         group = self._other(*name_span(key))
