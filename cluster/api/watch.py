@@ -124,8 +124,13 @@ class WatchHandlers:
         streams = self._streams
         caller = await self._access.enter_watch(wanted.span)
         streams.check_open()
-        after = streams.history.feed.index if wanted.after is None else wanted.after
-        await self._check(after, self._timeout_ms)
+        streams.history  # noqa: B018 -- a witness refuses here
+        after = wanted.after
+        if after is None:  # this node may be behind what the client has been answered elsewhere
+            after = await self._reached(self._timeout_ms)
+        else:
+            await self._check(after, self._timeout_ms)
+        streams.check_open()  # others may have come meanwhile
         return StreamAnswer(streams, wanted.span, after, wanted.form, identity, caller)
 
     async def observe(
@@ -150,6 +155,7 @@ class WatchHandlers:
             after = found.index
             first = leader_event(form, after, name, holder)
         await self._check(after, self._timeout_ms)
+        streams.check_open()  # others may have come meanwhile
         return StreamAnswer(streams, span, after, form, identity, caller, first)
 
     async def next_change(self, key: bytes, query: str, identity: bytes) -> Answer:
@@ -175,13 +181,18 @@ class WatchHandlers:
         if after <= history.feed.index:
             return
         # Another node may have told of it: this one need not have heard yet.
-        known = await self._node.query(Query("changed_at", service=ACCESS_SERVICE), timeout_ms)
-        if after > known.index:
+        reached = await self._reached(timeout_ms)
+        if after > reached:
             raise ProblemError(
                 "future_revision",
                 f"query parameter 'after' is {after}, and this cluster is at revision "
-                f"{known.index}: take it from an event or a listing of this cluster",
+                f"{reached}: take it from an event or a listing of this cluster",
             )
+
+    async def _reached(self, timeout_ms: int) -> int:
+        """Return the revision of a linearizable read: nothing acknowledged before is above it."""
+        known = await self._node.query(Query("changed_at", service=ACCESS_SERVICE), timeout_ms)
+        return known.index
 
 
 class StreamAnswer(Answer):

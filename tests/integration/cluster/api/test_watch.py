@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -116,6 +116,23 @@ async def test_a_stream_begins_with_where_it_is_and_goes_on_with_what_changes(lo
             "revision": fourth,
             "changes": [{"key": "a/1", "deleted": True, "reason": "deleted", "revision": fourth}],
         }
+
+
+async def test_a_stream_gives_nothing_that_was_acknowledged_before_it_was_asked_for(
+    local: Local,
+) -> None:
+    feed, behind = local.node.feed, []
+    take = feed.on_committed
+    feed.on_committed = lambda *record: behind.append(record)  # type: ignore[method-assign]
+    first = await put(local.base_url, "k")  # at another node, which is ahead
+    async with watch(local.base_url, "key=k") as stream:
+        feed.on_committed = take  # type: ignore[method-assign]
+        for record in behind:
+            take(*record)
+        second = await put(local.base_url, "k")
+        events = [await stream.next_event() for _ in range(2)]
+        assert [event.data["revision"] for event in events] == [first, second]
+        assert [len(event.data["changes"]) for event in events] == [0, 1]
 
 
 async def test_ndjson_is_a_line_an_event(local: Local) -> None:
@@ -235,6 +252,20 @@ async def test_watchers_are_bounded_and_their_places_given_back(serve: Serve) ->
     await until(lambda: not local.api.streams.count, "watchers come and go")
     async with watch(local.base_url, "prefix="):
         assert local.api.streams.count == 1
+
+
+@pytest.mark.parametrize("target", ["/v1/watch?prefix=", "/v1/elections/e/observe"])
+async def test_watchers_that_begin_together_are_bounded_too(serve: Serve, target: str) -> None:
+    local = await serve(HttpSettings(max_watchers=2))
+    local.node.hold = asyncio.Event()
+    async with AsyncExitStack() as open_ones:
+        clients = [await open_ones.enter_async_context(connect(local.base_url)) for _ in range(3)]
+        for client in clients:
+            client.send_request("GET", target, None, {})
+        await until(lambda: local.node.waiting == len(clients), "all of them ask the primary")
+        local.node.hold.set()
+        heads = [await asyncio.wait_for(each.reader.readline(), DEADLINE_S) for each in clients]
+    assert sorted(heads) == [*2 * [b"HTTP/1.1 200 OK\r\n"], b"HTTP/1.1 503 Service Unavailable\r\n"]
 
 
 async def test_watchers_take_no_place_of_other_clients(serve: Serve) -> None:
