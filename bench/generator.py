@@ -16,9 +16,9 @@ from collections import Counter, deque
 from typing import cast
 
 from bench.histogram import figures, from_counts
-from bench.nats_text import INBOX, greeting, new_inbox, without_control
+from bench.nats_text import INBOX, greeting, new_inbox, receive
 from bench.render import Request, fill, key, pool, read_request, value, write_request
-from bench.replies import check_http, check_nats, check_redis, etag_of
+from bench.replies import MALFORMED, check_http, check_nats, check_redis, etag_of
 from bench.spec import Bucket, Load, Outcome, Target
 from cluster.client.sessions import make_tls
 from datapath.transport.tls_transport import TlsTransport
@@ -359,10 +359,7 @@ class Connection(asyncio.Protocol):
         if self._buffer:
             data = self._buffer + data
         if self.generator.nats:
-            data, pinged = without_control(data)
-            if pinged:
-                self._transport.write(b"PONG\r\n")
-            error = check_nats(data, self.request) if data else None
+            error, data = self._receive_from_nats(data)
         elif self.generator.redis:
             error = check_redis(data, self.request, self.generator.copies)
         else:
@@ -372,9 +369,19 @@ class Connection(asyncio.Protocol):
             return
         if self.generator.load.workload.conditional:
             self._etag = etag_of(data)
-        self._buffer = b""
+        self._buffer = data if self.generator.nats else b""
         self._busy = False
         self.generator.done(self, error)
+
+    def _receive_from_nats(self, data: bytes) -> tuple[str | None, bytes]:
+        """Return what has come of the reply, as `check_http` does, and what is left."""
+        try:
+            content, data, pinged = receive(data)
+        except ValueError:
+            return MALFORMED, b""
+        if pinged:
+            self._transport.write(b"PONG\r\n")
+        return None if content is None else check_nats(content, self.request), data
 
     def conditional_request(self) -> Request:
         """Return a write of this connection's own key, on condition that nothing has changed it."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from typing import NamedTuple
 
 BUCKET = "bench"
 STREAM = f"KV_{BUCKET}"
 INBOX = b"_INBOX.000000000000"
+_WORDS = (b"MSG ", b"INFO", b"PING", b"PONG", b"+OK\r")
 READ_SUBJECT = f"$JS.API.STREAM.MSG.GET.{STREAM}"
 """Answered by the stream's leader. (`$JS.API.DIRECT.GET` is answered by any replica.)"""
 
@@ -43,8 +45,30 @@ def get(key: str) -> bytes:
     return publish(READ_SUBJECT, json.dumps({"last_by_subj": f"$KV.{BUCKET}.{key}"}).encode())
 
 
-def without_control(data: bytes) -> tuple[bytes, bool]:
-    """Return what follows the leading lines that are no messages, and whether one was a PING."""
+class Received(NamedTuple):
+    """The message that has come, None while it is incomplete; what is left; whether to PONG."""
+
+    content: bytes | None
+    rest: bytes
+    pinged: bool
+
+
+def receive(data: bytes) -> Received:
+    """Take one message, and the lines before and behind it that are none.
+
+    Raises ValueError for what is no message, or more than one.
+    """
+    data, pinged = _without_control(data)
+    content, data = _message(data)
+    if content is not None:
+        data, pinged_behind = _without_control(data)
+        pinged |= pinged_behind
+        if data.startswith(b"MSG "):
+            raise ValueError("superfluous bytes")
+    return Received(content, data, pinged)
+
+
+def _without_control(data: bytes) -> tuple[bytes, bool]:
     pinged = False
     while data.startswith((b"INFO ", b"PING\r\n", b"PONG\r\n", b"+OK\r\n")):
         line, ended, rest = data.partition(b"\r\n")
@@ -55,19 +79,13 @@ def without_control(data: bytes) -> tuple[bytes, bool]:
     return data, pinged
 
 
-def message(data: bytes) -> bytes | None:
-    """Return the content of the message that data is, None while it is incomplete.
-
-    Raises ValueError for what is no message, or more than one.
-    """
+def _message(data: bytes) -> tuple[bytes | None, bytes]:
     line, ended, rest = data.partition(b"\r\n")
-    if not ended and b"MSG ".startswith(line[:4]):
-        return None
+    if not ended and any(word.startswith(line[:4]) for word in _WORDS):
+        return None, data
     if not line.startswith(b"MSG "):
         raise ValueError(data[:80].decode(errors="replace"))
     size = int(line.rpartition(b" ")[2])
     if len(rest) < size + 2:
-        return None
-    if len(rest) > size + 2:
-        raise ValueError("superfluous bytes")
-    return rest[:size]
+        return None, data
+    return rest[:size], rest[size + 2 :]

@@ -141,10 +141,9 @@ def _ask(address: str, subject: str, body: bytes, timeout_s: float) -> bytes:
         connection.sendall(nats_text.greeting(inbox) + nats_text.publish(subject, body, inbox))
         data = b""
         while True:
-            data, pinged = nats_text.without_control(data)
+            content, data, pinged = nats_text.receive(data)
             if pinged:
                 connection.sendall(b"PONG\r\n")
-            content = nats_text.message(data)
             if content is not None:
                 return content
             connection.settimeout(max(0.01, deadline - time.monotonic()))

@@ -12,7 +12,7 @@ import pytest
 from bench import generator, histogram, loads
 from bench.generator import Generator, Recorder, now_ns
 from bench.histogram import Latency, figures, from_counts, merge
-from bench.nats_text import INBOX, new_inbox, without_control
+from bench.nats_text import INBOX, Received, new_inbox, receive
 from bench.render import Request, fill, pool, resp
 from bench.replies import check_http, check_nats, check_redis
 from bench.spec import Bucket, Load, Outcome, Target, Workload
@@ -284,25 +284,31 @@ def test_a_reply_of_nats_is_taken_when_it_is_whole() -> None:
     content = b'{"stream":"KV_bench", "seq":7}'
     reply = b"MSG _INBOX.0123456789ab 1 %d\r\n%b\r\n" % (len(content), content)
     for end in range(len(reply)):
-        assert check_nats(reply[:end], NATS_PUT) is None
-    assert check_nats(reply, NATS_PUT) == ""
-    assert check_nats(reply + b"M", NATS_PUT) == "malformed reply"
+        assert receive(reply[:end]) == Received(None, reply[:end], pinged=False)
+    assert receive(reply) == Received(content, b"", pinged=False)
+    assert check_nats(content, NATS_PUT) == ""
+    for wrong in (reply + reply, b"-ERR 'Unknown Protocol Operation'\r\n"):
+        with pytest.raises(ValueError, match=r"superfluous|Unknown"):
+            receive(wrong)
 
 
 def test_a_failure_of_nats_is_no_success() -> None:
     content = b'{"error":{"code":503,"description":"no quorum"}}'
-    reply = b"MSG _INBOX.0123456789ab 1 %d\r\n%b\r\n" % (len(content), content)
-    assert check_nats(reply, NATS_PUT) == 'error no quorum"}}'
-    assert (
-        check_nats(b"MSG _INBOX.0123456789ab 1 2\r\n{}\r\n", NATS_PUT) == "answered, but not done"
-    )
-    assert check_nats(b"-ERR 'Unknown Protocol Operation'\r\n", NATS_PUT) == "malformed reply"
+    assert check_nats(content, NATS_PUT) == 'error no quorum"}}'
+    assert check_nats(b"{}", NATS_PUT) == "answered, but not done"
 
 
-def test_lines_of_nats_that_are_no_messages_are_left_out() -> None:
-    assert without_control(b'INFO {"a":1}\r\nPING\r\nMSG ') == (b"MSG ", True)
-    assert without_control(b"INFO {") == (b"INFO {", False)
-    assert without_control(b"+OK\r\n") == (b"", False)
+def test_lines_of_nats_that_are_no_messages_may_stand_before_and_behind_one() -> None:
+    reply, ping = b"MSG i 1 2\r\n{}\r\n", b"PING\r\n"
+    assert receive(b'INFO {"a":1}\r\nPING\r\nMSG ') == Received(None, b"MSG ", pinged=True)
+    assert receive(b"INFO {") == Received(None, b"INFO {", pinged=False)
+    assert receive(b"+OK\r\n") == Received(None, b"", pinged=False)
+    assert receive(reply + ping) == Received(b"{}", b"", pinged=True)
+    for end in range(len(ping)):  # it comes in pieces, and another reply behind it
+        first = receive(reply + ping[:end])
+        assert first == Received(b"{}", ping[:end], pinged=False)
+        second = receive(first.rest + ping[end:] + reply)
+        assert second == Received(b"{}", b"", pinged=True)
 
 
 def test_each_connection_to_nats_has_an_inbox_of_the_length_that_is_rendered() -> None:
