@@ -220,6 +220,8 @@ class KvHandlers:
         """Return a plain read for a caller, on the conditions in `headers`."""
         plain = read.query
         wanted = Query("get", plain.args, plain.consistency, plain.max_staleness_ms, STORE, caller)
+        if not headers:
+            return KeyRead(wanted, read.timeout_ms, read.answer)
         return KeyRead(wanted, read.timeout_ms, lambda result: self._get_answer(result, headers))
 
     def _get_answer(self, result: QueryResult, headers: Headers | None = None) -> Answer:

@@ -44,6 +44,8 @@ VERSION_KEY = b"v"
 CERTIFICATE = "cn="
 """Begins the id of a certificate's name among those of tokens, which have hexadecimal digits."""
 
+_MAX_PROVED = 1024
+"""Callers whose roles are kept, each until its token or its role changes."""
 _TOKEN = re.compile(r"oct_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _SHOWN = re.compile(r"(oct_[0-9a-f]{16}_)[A-Za-z0-9_-]+")
 
@@ -141,6 +143,16 @@ def forbidden(role: str, need: Need) -> OperationNotAppliedError:
     return OperationNotAppliedError("forbidden", f"role {role!r} does not have {said(need)}")
 
 
+class _Proved(NamedTuple):
+    """A caller whose token was proved: what stood in the state, and the role that it gives."""
+
+    token_key: bytes
+    token: bytes
+    role_key: bytes
+    role: bytes | None
+    found: tuple[str, Role]
+
+
 class TokenGuard:
     """The guard of one node. `anonymous`: the role of callers without a token; "": none.
 
@@ -162,6 +174,7 @@ class TokenGuard:
         self.max_age_ms = max_age_ms
         self.anonymous = anonymous
         self._first = first
+        self._proved: dict[Principal, _Proved] = {}
 
     def notice(self, held: bytes | None) -> None:
         """Take what stands under the mark: with a token or a role there is access control."""
@@ -175,7 +188,11 @@ class TokenGuard:
     def judge(self, asked: Operation | Query, read: StateReader) -> OperationError | str:
         """Return the name of the role for which it may be done, or what refuses it (A1)."""
         assert asked.caller is not None
-        found = self._role_of(asked.caller, read)
+        known = self._proved.get(asked.caller)
+        if known is not None and is_unchanged(known, read):
+            found: OperationError | tuple[str, Role] = known.found
+        else:
+            found = self._role_of(asked.caller, read)
         if isinstance(found, OperationError):
             return found
         name, role = found
@@ -208,30 +225,38 @@ class TokenGuard:
         return self._first is not None and is_first_admin(self._first, caller, read)
 
     def _role_of(self, caller: Principal, read: StateReader) -> OperationError | tuple[str, Role]:
-        token = None
+        token, held, token_key = None, None, TOKEN + caller.token.encode()
         if caller.token:
-            held = read(ROLES, TOKEN + caller.token.encode())
+            held = read(ROLES, token_key)
             token = None if held is None else decode_token(held)
             if token is None and read(ROLES, VERSION_KEY) is None:
                 return _starting()
-        if token is not None and is_proved(caller, token):
-            name = token.role
+        proved = token if token is not None and is_proved(caller, token) else None
+        if proved is not None:
+            name = proved.role
         elif caller.token and not is_certificate(caller.token):
             return unauthenticated("the token is unknown, or was revoked")
         elif self.anonymous:  # also for a certificate without a role: no less than without one
             name = self.anonymous
         else:
             return unauthenticated(_needed(caller))
+        role_key = ROLE + name.encode()
+        stored = None if name == ADMIN_ROLE else read(ROLES, role_key)
         if name == ADMIN_ROLE:
-            return name, ADMIN
-        stored = read(ROLES, ROLE + name.encode())
-        if stored is None:
+            found = name, ADMIN
+        elif stored is not None:
+            found = name, decode_role(stored)
+        else:
             return unauthenticated(
                 f"there is no role {name!r}, which callers without a token are to have"
                 if token is None
                 else f"there is no role {name!r} any more, which this token has"
             )
-        return name, decode_role(stored)
+        if proved is not None and held is not None:
+            if len(self._proved) >= _MAX_PROVED:
+                self._proved.clear()
+            self._proved[caller] = _Proved(token_key, held, role_key, stored, found)
+        return found
 
 
 def is_first_admin(first: Principal, caller: Principal, read: StateReader) -> bool:
@@ -247,6 +272,16 @@ def is_first_admin(first: Principal, caller: Principal, read: StateReader) -> bo
         return is_proved(caller, token) and token.role == ADMIN_ROLE
     is_revoked = read(ROLES, SEEDED + caller.digest) is not None
     return read(ROLES, VERSION_KEY) is not None and not is_revoked
+
+
+def is_unchanged(known: _Proved, read: StateReader) -> bool:
+    """A1: whether what a caller's role was found by stands there still: the very same objects.
+
+    So it is what would be found again, whichever state `read` reads; equal ones are looked at anew.
+    """
+    return read(ROLES, known.token_key) is known.token and (
+        known.role is None or read(ROLES, known.role_key) is known.role
+    )
 
 
 def is_proved(caller: Principal, token: StoredToken) -> bool:

@@ -47,6 +47,10 @@ def _a_token_is_proved_by_its_id() -> list[Patch]:
     return [patch("cluster.services.access_guard.is_proved", lambda _caller, _token: True)]
 
 
+def _a_role_once_found_is_kept() -> list[Patch]:
+    return [patch("cluster.services.access_guard.is_unchanged", lambda _known, _read: True)]
+
+
 def _a_forwarder_recalls_for_anybody() -> list[Patch]:
     return [patch("datapath.execution.executor.is_judged", lambda _guard, _operation: False)]
 
@@ -150,6 +154,7 @@ ACCESS_MUTANTS = (
     Mutant("A1", "judged by what has committed alone", _judged_by_what_has_committed,
            unit=ACCESS + "test_a_revoked_right_counts_before_it_has_committed"),
     Mutant("A1", "a token is proved by its id", _a_token_is_proved_by_its_id, callers=True),
+    Mutant("A1", "a role once found is kept", _a_role_once_found_is_kept, callers=True),
     Mutant("A1", "a forwarder recalls for anybody", _a_forwarder_recalls_for_anybody, callers=True),
     Mutant("A1", "a repeat is not judged", _a_repeat_is_not_judged, callers=True),
     Mutant("A1", "a first answer needs no lease", _a_first_answer_needs_no_lease,
