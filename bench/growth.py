@@ -34,6 +34,8 @@ BASELINE_S = 2.0
 TIMELINE_MS = 100
 GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
 GROWTH_S = 15.0
+KEYS_SHARE = 0.8
+"""Of the rate at the smallest state, at the largest."""
 MEMORY_CONNECTIONS = 32
 MEMORY_SHARE = 0.5
 CATCH_UP_DEADLINE_S = 600.0
@@ -312,7 +314,26 @@ def keys(context: Context) -> dict[str, Any]:
                     **plain(result),
                 }
             )
-    return {"value_bytes": 100, "rows": rows}
+    return {"value_bytes": 100, "rows": rows, "aims": keys_aims(rows)}
+
+
+def keys_aims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the aims of the largest state, by the smallest, with what was reached."""
+    small, large = rows[0], rows[-1]
+    if large["keys"] == small["keys"]:
+        return []
+    items = []
+    for kind, rate in (("writes", "per_s"), ("reads", "reads_per_s")):
+        share = round(large[rate] / small[rate], 3)
+        items.append(
+            {
+                "aim": f"{kind}/s at {large['keys']:,} keys, by those at {small['keys']:,}",
+                "wanted": f"at least {KEYS_SHARE} x",
+                "reached": share,
+                "met": share >= KEYS_SHARE,
+            }
+        )
+    return items
 
 
 def memory(context: Context) -> dict[str, Any]:

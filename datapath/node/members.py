@@ -48,6 +48,10 @@ PROPOSAL_TIMEOUT_MS = 1000
 """How long one proposal runs; then the view, and for a removal the nodes, are looked at anew."""
 CONFIRM_TIMEOUT_MS = 400
 """How long a node that asks whether it was removed makes this one ask consensus."""
+RELEASE_LOOKS = 40
+RELEASE_INTERVAL_MS = 50
+"""A node tells what it runs on its consensus link, which may open after the others: so often, and
+at such intervals, is looked for it before it counts as unknown."""
 
 
 class MemberAdmin:
@@ -183,16 +187,33 @@ class MemberAdmin:
         if primary == context.node_id and context.engine is not None:
             context.check_admin(caller)
             return await self.finish_upgrade_here(timeout_ms, asked_by)
+        timeout_ms = await self._hear_releases([primary] if primary else [], timeout_ms)
         call = FinishUpgradeCall(timeout_ms, asked_by, caller)
         return await context.ask_for_view(primary, call, timeout_ms)
 
     async def finish_upgrade_here(self, timeout_ms: int, asked_by: str) -> View:
         """Propose this release's level, if everybody is known to support it."""
+        view = self._context.views.newest
+        members = [] if view is None else [member.id for member in view.members]
+        timeout_ms = await self._hear_releases(members, timeout_ms)
         change = raised_level(LEVEL, self._context.releases, clock_ms() + timeout_ms)
         view = await self._carry_out(change)
         who = asked_by or "another node"
         logger.warning("the cluster is at level %d, requested by %s", view.level, who)
         return view
+
+    async def _hear_releases(self, nodes: list[str], timeout_ms: int) -> int:
+        """Wait a moment for nodes that have just come back to tell which release they run.
+
+        Returns what is left of the time; at least half of it.
+        """
+        looks = min(RELEASE_LOOKS, timeout_ms // 2 // RELEASE_INTERVAL_MS)
+        for look in range(looks):
+            known = self._context.releases()
+            if self._context.stopping or all(node in known for node in nodes):
+                return timeout_ms - look * RELEASE_INTERVAL_MS
+            await asyncio.sleep(RELEASE_INTERVAL_MS / 1000)
+        return timeout_ms - looks * RELEASE_INTERVAL_MS
 
     async def _carry_out(
         self,

@@ -10,7 +10,7 @@ import pytest
 from bench import check, headline, machine
 from bench.context import Options, Record
 from bench.failover import summary
-from bench.growth import growth_of, rate_between
+from bench.growth import growth_of, keys_aims, rate_between
 from bench.headline import MEASURES, aims, medians
 from bench.machine import Machine
 from bench.report import crossing, write_report
@@ -186,3 +186,15 @@ def test_one_peer_that_has_changed_moves_no_measure() -> None:
     found = check.changes(stored, now)
     assert [change.peer for change in found if change.better < 0.9] == ["nats"]
     assert check.by_measure(found) == dict.fromkeys(MEASURES, 1.0)
+
+
+def test_a_large_state_is_compared_with_a_small_one() -> None:
+    rows = [
+        {"keys": count, "per_s": writes, "reads_per_s": reads}
+        for count, writes, reads in ((10, 100.0, 1000), (100, 1.0, 1), (1000, 79.9, 800))
+    ]
+    writes, reads = keys_aims(rows)
+    assert writes["aim"] == "writes/s at 1,000 keys, by those at 10"
+    assert (writes["reached"], writes["met"]) == (0.799, False)
+    assert (reads["reached"], reads["met"]) == (0.8, True)
+    assert keys_aims(rows[:1]) == []

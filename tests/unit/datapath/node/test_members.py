@@ -1,14 +1,16 @@
-"""Removals at a node that can ask no primary: for whom it proposes them (A1)."""
+"""Removals at a node that can ask no primary (A1), and the end of an upgrade (U2)."""
 
 from __future__ import annotations
 
 import pytest
 
 from cluster.services.access_guard import TokenGuard
-from datapath.errors import NotPrimaryError
+from datapath.errors import NotPrimaryError, RejectedError
+from datapath.node import members as members_module
 from datapath.node.context import Context
 from datapath.node.members import MemberAdmin
 from datapath.operations import ANONYMOUS, Principal
+from election.release import LEVEL, Release, own_release
 from election.static import StaticGroup
 from election.view import Member, View
 
@@ -44,3 +46,36 @@ async def test_without_access_control_force_removes() -> None:
     members = await at_n2(StaticGroup(VIEW), TokenGuard(is_on=False))
     view = await members.remove("n3", 5000, force=True, caller=ANONYMOUS)
     assert view.member("n3") is None
+
+
+class Linked(Context):
+    """A node whose peers tell what they run one after the other, each time that it looks."""
+
+    told: list[str]
+
+    def releases(self) -> dict[str, Release]:
+        if self.told:
+            self.heard[self.told.pop(0)] = own_release("1.0")
+        return {self.node_id: own_release("1.0"), **self.heard}
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.heard: dict[str, Release] = {}
+
+
+@pytest.mark.parametrize("told", [["n2", "n3"], ["n2"]])
+async def test_an_upgrade_is_finished_when_those_that_came_back_have_told_what_they_run(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members_module, "RELEASE_INTERVAL_MS", 1)
+    group = StaticGroup(VIEW)
+    context = Linked("n1", group.agreement("n1"))
+    context.told = list(told)
+    await context.agreement.start()
+    context.take_view(VIEW)
+    admin = MemberAdmin(context, lambda *_: True)
+    if "n3" in told:
+        assert (await admin.finish_upgrade_here(2000, "")).level == LEVEL
+    else:
+        with pytest.raises(RejectedError, match="the release of n3 is unknown"):
+            await admin.finish_upgrade_here(2000, "")
