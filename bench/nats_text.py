@@ -14,7 +14,7 @@ from typing import NamedTuple
 BUCKET = "bench"
 STREAM = f"KV_{BUCKET}"
 INBOX = b"_INBOX.000000000000"
-_WORDS = (b"MSG ", b"INFO", b"PING", b"PONG", b"+OK\r")
+_CONTROL = (b"INFO ", b"PING\r\n", b"PONG\r\n", b"+OK\r\n")
 READ_SUBJECT = f"$JS.API.STREAM.MSG.GET.{STREAM}"
 """Answered by the stream's leader. (`$JS.API.DIRECT.GET` is answered by any replica.)"""
 
@@ -70,7 +70,7 @@ def receive(data: bytes) -> Received:
 
 def _without_control(data: bytes) -> tuple[bytes, bool]:
     pinged = False
-    while data.startswith((b"INFO ", b"PING\r\n", b"PONG\r\n", b"+OK\r\n")):
+    while data.startswith(_CONTROL):
         line, ended, rest = data.partition(b"\r\n")
         if not ended:
             break
@@ -81,7 +81,7 @@ def _without_control(data: bytes) -> tuple[bytes, bool]:
 
 def _message(data: bytes) -> tuple[bytes | None, bytes]:
     line, ended, rest = data.partition(b"\r\n")
-    if not ended and any(word.startswith(line[:4]) for word in _WORDS):
+    if not ended and any(word.startswith(line[:4]) for word in (b"MSG ", *_CONTROL)):
         return None, data
     if not line.startswith(b"MSG "):
         raise ValueError(data[:80].decode(errors="replace"))

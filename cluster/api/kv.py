@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -220,9 +221,8 @@ class KvHandlers:
         """Return a plain read for a caller, on the conditions in `headers`."""
         plain = read.query
         wanted = Query("get", plain.args, plain.consistency, plain.max_staleness_ms, STORE, caller)
-        if not headers:
-            return KeyRead(wanted, read.timeout_ms, read.answer)
-        return KeyRead(wanted, read.timeout_ms, lambda result: self._get_answer(result, headers))
+        answer = partial(self._get_answer, headers=headers) if headers else read.answer
+        return KeyRead(wanted, read.timeout_ms, answer)
 
     def _get_answer(self, result: QueryResult, headers: Headers | None = None) -> Answer:
         """Make a GET's answer of what was read. Raises Problem."""

@@ -44,7 +44,7 @@ VERSION_KEY = b"v"
 CERTIFICATE = "cn="
 """Begins the id of a certificate's name among those of tokens, which have hexadecimal digits."""
 
-_MAX_PROVED = 1024
+_MAX_KNOWN = 1024
 """Callers whose roles are kept, each until its token or its role changes."""
 _TOKEN = re.compile(r"oct_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _SHOWN = re.compile(r"(oct_[0-9a-f]{16}_)[A-Za-z0-9_-]+")
@@ -143,8 +143,8 @@ def forbidden(role: str, need: Need) -> OperationNotAppliedError:
     return OperationNotAppliedError("forbidden", f"role {role!r} does not have {said(need)}")
 
 
-class _Proved(NamedTuple):
-    """A caller whose token was proved: what stood in the state, and the role that it gives."""
+class _Known(NamedTuple):
+    """A caller who was found to have a role: what stood in the state, and the role."""
 
     token_key: bytes
     token: bytes
@@ -174,7 +174,7 @@ class TokenGuard:
         self.max_age_ms = max_age_ms
         self.anonymous = anonymous
         self._first = first
-        self._proved: dict[Principal, _Proved] = {}
+        self._known: dict[Principal, _Known] = {}
 
     def notice(self, held: bytes | None) -> None:
         """Take what stands under the mark: with a token or a role there is access control."""
@@ -188,11 +188,7 @@ class TokenGuard:
     def judge(self, asked: Operation | Query, read: StateReader) -> OperationError | str:
         """Return the name of the role for which it may be done, or what refuses it (A1)."""
         assert asked.caller is not None
-        known = self._proved.get(asked.caller)
-        if known is not None and is_unchanged(known, read):
-            found: OperationError | tuple[str, Role] = known.found
-        else:
-            found = self._role_of(asked.caller, read)
+        found = self._role_of(asked.caller, read)
         if isinstance(found, OperationError):
             return found
         name, role = found
@@ -225,38 +221,46 @@ class TokenGuard:
         return self._first is not None and is_first_admin(self._first, caller, read)
 
     def _role_of(self, caller: Principal, read: StateReader) -> OperationError | tuple[str, Role]:
-        token, held, token_key = None, None, TOKEN + caller.token.encode()
+        known = self._known.get(caller)
+        if known is not None and is_unchanged(known, read):
+            return known.found
+        found = self._find_role(caller, read)
+        if caller.token and not isinstance(found, OperationError):
+            token_key, role_key = TOKEN + caller.token.encode(), ROLE + found[0].encode()
+            token = read(ROLES, token_key)
+            if token is not None:
+                if len(self._known) >= _MAX_KNOWN:
+                    self._known.clear()
+                self._known[caller] = _Known(
+                    token_key, token, role_key, read(ROLES, role_key), found
+                )
+        return found
+
+    def _find_role(self, caller: Principal, read: StateReader) -> OperationError | tuple[str, Role]:
+        token = None
         if caller.token:
-            held = read(ROLES, token_key)
+            held = read(ROLES, TOKEN + caller.token.encode())
             token = None if held is None else decode_token(held)
             if token is None and read(ROLES, VERSION_KEY) is None:
                 return _starting()
-        proved = token if token is not None and is_proved(caller, token) else None
-        if proved is not None:
-            name = proved.role
+        if token is not None and is_proved(caller, token):
+            name = token.role
         elif caller.token and not is_certificate(caller.token):
             return unauthenticated("the token is unknown, or was revoked")
         elif self.anonymous:  # also for a certificate without a role: no less than without one
             name = self.anonymous
         else:
             return unauthenticated(_needed(caller))
-        role_key = ROLE + name.encode()
-        stored = None if name == ADMIN_ROLE else read(ROLES, role_key)
         if name == ADMIN_ROLE:
-            found = name, ADMIN
-        elif stored is not None:
-            found = name, decode_role(stored)
-        else:
+            return name, ADMIN
+        stored = read(ROLES, ROLE + name.encode())
+        if stored is None:
             return unauthenticated(
                 f"there is no role {name!r}, which callers without a token are to have"
                 if token is None
                 else f"there is no role {name!r} any more, which this token has"
             )
-        if proved is not None and held is not None:
-            if len(self._proved) >= _MAX_PROVED:
-                self._proved.clear()
-            self._proved[caller] = _Proved(token_key, held, role_key, stored, found)
-        return found
+        return name, decode_role(stored)
 
 
 def is_first_admin(first: Principal, caller: Principal, read: StateReader) -> bool:
@@ -274,14 +278,12 @@ def is_first_admin(first: Principal, caller: Principal, read: StateReader) -> bo
     return read(ROLES, VERSION_KEY) is not None and not is_revoked
 
 
-def is_unchanged(known: _Proved, read: StateReader) -> bool:
+def is_unchanged(known: _Known, read: StateReader) -> bool:
     """A1: whether what a caller's role was found by stands there still: the very same objects.
 
     So it is what would be found again, whichever state `read` reads; equal ones are looked at anew.
     """
-    return read(ROLES, known.token_key) is known.token and (
-        known.role is None or read(ROLES, known.role_key) is known.role
-    )
+    return read(ROLES, known.token_key) is known.token and read(ROLES, known.role_key) is known.role
 
 
 def is_proved(caller: Principal, token: StoredToken) -> bool:
