@@ -36,8 +36,9 @@ async def dump_records(
     prefix: str,
     write: Callable[[bytes], object],
     on_progress: Callable[[DumpTotals], None],
+    group: str = "",
 ) -> DumpTotals:
-    """Write every record under `prefix`, a page at a time.
+    """Write every record under `prefix` (that `group` holds, if one is named), a page at a time.
 
     Each page is one consistent state. If `first` equals `last` at the end, so is the whole; else
     each record is as it was at one revision between the two.
@@ -45,7 +46,7 @@ async def dump_records(
     totals = DumpTotals()
     cursor: str | None = None
     while True:
-        page = await client.page(prefix, limit=DUMP_PAGE_SIZE, cursor=cursor)
+        page = await client.page(prefix, limit=DUMP_PAGE_SIZE, cursor=cursor, group=group)
         lines = b"".join(format_line(item.key, item.value, item.revision) for item in page.items)
         write(lines)
         if cursor is None:

@@ -42,6 +42,7 @@ from cluster.cli.common import (
     exit_code_of,
     fail,
     given_token,
+    group_option,
     open_endpoints,
     report_errors,
     tls_files,
@@ -355,9 +356,16 @@ def _sole_loader(file: Path) -> Iterator[int]:
     default="-",
     help="File to write, replaced only once the dump is complete [default: standard output].",
 )
+@group_option
 @client_options
 def dump(
-    prefix: str, output: Path, endpoints: str, timeout_ms: int, no_discover: bool, as_json: bool
+    prefix: str,
+    output: Path,
+    group: str,
+    endpoints: str,
+    timeout_ms: int,
+    no_discover: bool,
+    as_json: bool,
 ) -> None:
     """Write all records as NDJSON that `onecopy load` reads.
 
@@ -381,7 +389,7 @@ def dump(
             async with AsyncClient(
                 urls, timeout_ms=timeout_ms, discover=not no_discover, **whom()
             ) as client:
-                return await dump_records(client, prefix, write, on_progress)
+                return await dump_records(client, prefix, write, on_progress, group)
 
         if to_stdout:
             totals = run_fast(main(show_bytes))

@@ -162,6 +162,11 @@ def endpoint_options(function: Function) -> Function:
     )(function)
 
 
+group_option = click.option(
+    "--group", default="", metavar="ID", help="Only what this group holds (see onecopy groups)."
+)
+
+
 def client_options(function: Function) -> Function:
     """Add --endpoints, --no-discover, --timeout-ms and --json to a command."""
     return timeout_option("Total time limit, retries included.")(endpoint_options(function))

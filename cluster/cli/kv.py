@@ -13,6 +13,7 @@ from cluster.cli.common import (
     check_after,
     client_options,
     fail,
+    group_option,
     head_fields,
     idempotency_options,
     min_copies_option,
@@ -215,6 +216,7 @@ def delete(
 )
 @stale_option
 @confirmed_option
+@group_option
 @client_options
 def list_keys(
     prefix: str,
@@ -224,6 +226,7 @@ def list_keys(
     with_size: bool,
     stale: bool,
     confirmed: bool,
+    group: str,
     endpoints: str,
     timeout_ms: int,
     no_discover: bool,
@@ -241,6 +244,7 @@ def list_keys(
             keys_only=not (with_size or as_json),
             consistency=consistency_of(stale=stale, confirmed=confirmed),
             page_size=min(limit or 500, 500),
+            group=group,
         ):
             _show_item(item, with_size=with_size, as_json=as_json)
             shown += 1

@@ -25,6 +25,7 @@ from cluster.client.arguments import (
     check_consistency,
     check_endpoints,
     check_flag,
+    check_group,
     check_number,
     check_text,
     check_timeout,
@@ -354,9 +355,13 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
         max_staleness_ms: int | None = None,
+        group: str = "",
         timeout_ms: int | None = None,
     ) -> Page:
-        """Return one page: keys with `prefix`, from `start` up to but excluding `end`."""
+        """Return one page: keys with `prefix`, from `start` up to but excluding `end`.
+
+        `group`: only what this group holds of them; a range over several groups needs it.
+        """
         options: dict[str, object] = {
             "prefix": check_text("prefix", prefix),
             "start": check_text("start", start),
@@ -366,7 +371,8 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
             "keys_only": "true" if check_flag("keys_only", keys_only) else None,
         }
         options |= read_query(consistency, max_staleness_ms)
-        call = Request("GET", "/v1/kv" + query_string(options), ACCEPT_MSGPACK)
+        target = "/v1/kv" + query_string(options)
+        call = Request("GET", target, ACCEPT_MSGPACK, group=check_group(group))
         return decode_reply(call, await self._transport.call(call, check_timeout(timeout_ms)), Page)
 
     def list(
@@ -378,8 +384,9 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
         page_size: int = DEFAULT_PAGE_SIZE,
+        group: str = "",
     ) -> AsyncIterator[Item]:
-        """Iterate over all keys in order, page by page.
+        """Iterate over all keys in order, page by page. `group` as for `page`.
 
         Each page is one consistent state; there may be writes between two pages.
         """
@@ -388,6 +395,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
         check_number("page_size", page_size, 1, PAGE_LIMIT_MAX)
         check_flag("keys_only", keys_only)
         check_consistency(consistency)
+        check_group(group)
 
         async def pages() -> AsyncIterator[Item]:
             cursor: str | None = None
@@ -400,6 +408,7 @@ class AsyncClient(AsyncOperatorCalls, AsyncAccessCalls, AsyncLeaseCalls, AsyncSe
                     cursor=cursor,
                     keys_only=keys_only,
                     consistency=consistency,
+                    group=group,
                 )
                 for item in page.items:
                     yield item

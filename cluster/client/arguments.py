@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn, get_args
 
 from cluster.client.errors import InvalidRequestError
+from cluster.groups.group_map import GroupMapError, check_group_id
 from datapath.operations import Ack, Consistency
 
 KEY_MAX_BYTES = 480
@@ -65,6 +66,17 @@ def check_text(name: str, value: object) -> str:
             f"{name} cannot be encoded in UTF-8: it contains half of a surrogate pair", code=code
         ) from None
     return value
+
+
+def check_group(value: object) -> str:
+    """Return a group's id, or "" for the group that the keys themselves name."""
+    group = check_text("group", value)
+    if group:
+        try:
+            check_group_id("group", group)
+        except GroupMapError as error:
+            raise InvalidRequestError(str(error), code="invalid_argument") from None
+    return group
 
 
 def check_number(name: str, value: object, low: int, high: int) -> int:

@@ -344,9 +344,10 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
         max_staleness_ms: int | None = None,
+        group: str = "",
         timeout_ms: int | None = None,
     ) -> Page:
-        """Return one page: keys with `prefix`, from `start` up to but excluding `end`."""
+        """Return one page of keys; see `AsyncClient.page`."""
         return self._run(
             lambda client: client.page(
                 prefix,
@@ -357,6 +358,7 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
                 keys_only=keys_only,
                 consistency=consistency,
                 max_staleness_ms=max_staleness_ms,
+                group=group,
                 timeout_ms=timeout_ms,
             ),
             timeout_ms,
@@ -371,6 +373,7 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
         keys_only: bool = False,
         consistency: Consistency = "linearizable",
         page_size: int = DEFAULT_PAGE_SIZE,
+        group: str = "",
     ) -> Iterator[Item]:
         """Iterate over all keys in order, page by page; see `AsyncClient.list`."""
         self._here().client.list(  # checks the arguments, asks nothing
@@ -380,6 +383,7 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
             keys_only=keys_only,
             consistency=consistency,
             page_size=page_size,
+            group=group,
         )
 
         def pages() -> Iterator[Item]:
@@ -393,6 +397,7 @@ class Client(AccessCalls, ServiceCalls, LeaseCalls):
                     cursor=cursor,
                     keys_only=keys_only,
                     consistency=consistency,
+                    group=group,
                 )
                 yield from page.items
                 cursor = page.cursor

@@ -207,7 +207,8 @@ def spans_detail(start: bytes) -> str:
     name = start[:100].decode("utf-8", "backslashreplace")
     return (
         f"the range that begins with {name!r} is spread over several groups: choose a prefix that "
-        "contains a '/' or has a whole {tag}, or ask each group with the header Onecopy-Group"
+        "contains a '/' or has a whole {tag}, or ask each group (the header Onecopy-Group; onecopy "
+        "list --group)"
     )
 
 

@@ -93,6 +93,8 @@ async def test_groups_know_each_other_and_fail_over_apart(
             assert (await deployment.get(OWN)) == (await other.get(OWN))
             ended = await commands.run("get", OWN, endpoints=[second.url("n1")])
             assert (ended.code, ended.out) == (0, b"relayed"), ended
+            ended = await commands.run("list", "--group", "g1", endpoints=[second.url("n1")])
+            assert (ended.code, ended.out) == (0, b"orders/1\n"), ended
             assert (await other.delete(OWN)).deleted
         before, other_before = (await client.status()).epoch, (await other.status()).epoch
         async with Writer(first, name="orders") as writer:

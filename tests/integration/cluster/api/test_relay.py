@@ -18,7 +18,7 @@ from cluster.api.relay import GroupRelay
 from cluster.api.settings import HttpSettings
 from cluster.certificates.authority import Authority
 from cluster.client.aio import AsyncClient
-from cluster.client.errors import UnknownOutcomeError
+from cluster.client.errors import InvalidRequestError, UnknownOutcomeError
 from cluster.groups.group_map import Group
 from cluster.services.access import ACCESS_SERVICE
 from cluster.services.access_guard import TokenGuard, draw_token
@@ -72,6 +72,28 @@ async def test_a_transaction_goes_by_its_keys_and_a_lease_by_the_groups_name(pai
     body = json.dumps({"lease": held, "wait_ms": 0}).encode()
     lock = await fetch(pair.url, "POST", "/v1/locks/cart%7B7%7D", body, JSON)
     assert told_by_the_other(lock).json["lease"] == held
+
+
+async def test_a_client_lists_what_one_group_holds_of_all_keys(pair: Pair) -> None:
+    for key in (OWN, OTHER):
+        await fetch(pair.url, "PUT", f"/v1/kv/{key}", b"x")
+    async with AsyncClient(pair.url) as client:
+        listed = {
+            group: [item.key async for item in client.list(group=group, page_size=1)]
+            for group in ("g1", "g2")
+        }
+        assert listed == {"g1": ["orders/1"], "g2": ["cart{7}/x"]}
+        page = await client.page(group="g2", prefix="orders")
+        assert (page.items, page.revision) == ((), pair.high.node.index), "the group's own revision"
+        for group, prefix, code in (
+            ("", "", "spans_groups"),
+            ("g9", "", "wrong_group"),
+            ("g2", "orders/", "wrong_group"),
+            ("g2\r\nX: 1", "", "invalid_argument"),
+        ):
+            with pytest.raises(InvalidRequestError) as error:
+                await client.page(prefix, group=group)
+            assert error.value.code == code
 
 
 async def test_what_two_maps_say_of_each_other_ends_with_421(pair: Pair) -> None:
