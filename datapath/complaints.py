@@ -1,7 +1,7 @@
-"""Log lines that strangers can cause: a few of each kind, and then how many were left out.
+"""Log lines that strangers, or a lasting fault, can cause: a few of each kind, then how many more.
 
-A kind is a name in the code. What a stranger sends, or the text of a line that quotes it, never
-decides whether a line is written: it would be a new text each time.
+A kind is a name in the code, or one with a known node's. What a stranger sends, or the text of a
+line that quotes it, never decides whether a line is written: it would be a new text each time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ OTHER = "other"
 
 
 class _Kind:
-    __slots__ = ("last", "left_out", "lines", "since")
+    __slots__ = ("last", "left_out", "level", "lines", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since
         self.last = ""
         self.lines = 0
         self.left_out = 0
+        self.level = logging.NOTSET  # the highest of what was left out
 
 
 class Complaints:
@@ -54,6 +55,7 @@ class Complaints:
             text = f"{text[:MAX_LINE_LENGTH]}…"
         if state.lines >= MAX_LINES_PER_INTERVAL or text == state.last:
             state.left_out += 1
+            state.level = max(state.level, level)
             return False
         state.lines += 1
         state.last = text
@@ -67,7 +69,8 @@ class Complaints:
                 continue
             del self._kinds[kind]
             if state.left_out:
-                self._logger.error(
+                self._logger.log(
+                    state.level,
                     "%d more lines like %r were suppressed in %.0f s",
                     state.left_out,
                     kind,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from datapath.clock import clock_ms
+from datapath.complaints import Complaints
 from datapath.errors import DiskFullError, TransferError
 from datapath.node.replica_disk import ReplicaStorage
 from datapath.protocol.replica import Replica
@@ -55,6 +56,7 @@ class Snapshots:
         self._sending: dict[str, int] = {}  # peer -> the newest session that waits for it
         self._throttles: dict[str, Throttle] = {}
         self._hurries = False
+        self._complaints = Complaints(logger)  # a peer whose disk is full is tried again and again
         self.sent_total = 0
         self.received_total = 0
 
@@ -64,7 +66,7 @@ class Snapshots:
         self._sending[peer] = session
         if running:
             return
-        logger.info("%s is too far behind for log replay: sending a snapshot", peer)
+        self._tell(peer, f"{peer} is too far behind for log replay: sending a snapshot")
         throttle = Throttle(0 if self._hurries else self._rate_bytes_per_s, self._requests)
         self._throttles[peer] = throttle
         sender = SnapshotSender(throttle=throttle)
@@ -79,7 +81,8 @@ class Snapshots:
             self.sent_total += 1
             done = True
         except (TransferError, DiskFullError) as problem:
-            logger.warning("the snapshot for %s failed: %s", peer, problem)
+            text = f"the snapshot for {peer} failed: {problem}"
+            self._tell(f"failed {peer}", text, logging.WARNING)
             await asyncio.sleep(SNAPSHOT_RETRY_INTERVAL_S)
         finally:
             self._storage.retention.end_snapshot(peer, clock_ms(), installed=done)
@@ -88,8 +91,12 @@ class Snapshots:
             await dialer.stop()
         self._on_sent(peer, session, done)
 
+    def _tell(self, kind: str, text: str, level: int = logging.INFO) -> None:
+        self._complaints.log(kind, text, clock_ms() / 1000, level=level)
+
     def settle(self) -> None:
         """Hold no more of the log than is needed; and hurry, if much of it is held."""
+        self._complaints.tick(clock_ms() / 1000)
         retention, segments = self._storage.retention, self._storage.log.segment_bounds()
         retention.settle(self._replica.primary, clock_ms())
         hurries = retention.hurries(segments)
@@ -114,7 +121,7 @@ class Snapshots:
         problem = self._replica.snapshot_refusal(peer, offer.index, offer.sender_epoch)
         if problem:
             return problem
-        logger.info("receiving a snapshot at %d from %s", offer.index, peer)
+        self._tell("receiving", f"receiving a snapshot at {offer.index} from {peer}")
         try:
             return self._storage.snapshot_writer(offer.index, offer.epoch)
         except DiskFullError as error:

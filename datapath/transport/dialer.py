@@ -219,6 +219,7 @@ class Dialer:
             idle_timeout_ms=self._idle_timeout_ms,
             max_outbox_bytes=self._max_outbox_bytes,
             on_error=self._on_error,
+            complaints=self._complaints,
         )
 
     async def _connect(self, session: aiohttp.ClientSession) -> tuple[WebSocket, Claim]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from datapath.complaints import Complaints
 from datapath.errors import DataPathError
 from datapath.transport.framing import (
     BINARY,
@@ -100,6 +101,7 @@ class Link:
         idle_timeout_ms: int,
         max_outbox_bytes: int,
         on_error: ErrorCallback | None,
+        complaints: Complaints,
     ) -> None:
         self.peer = peer
         self.kind = kind
@@ -112,6 +114,7 @@ class Link:
         self._encode = handler.encode
         self._decode = handler.decode
         self._on_error = on_error
+        self._complaints = complaints
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._handler_done = asyncio.Event()
@@ -196,7 +199,8 @@ class Link:
             self.close("this node is stopping")
             if self._timer is not None:
                 self._timer.cancel()
-            logger.info("%s: %s", self, self.reason)
+            text = f"{self}: {self.reason}"
+            self._complaints.log(f"closed {self.peer}", text, self._loop.time(), level=logging.INFO)
             self._guard(self._handler.on_close, self, self.reason)
             self._handler_done.set()
             reason = self.reason.encode()[:_MAX_CLOSE_REASON_BYTES].decode(errors="ignore")

@@ -352,6 +352,7 @@ class PeerListener:
             idle_timeout_ms=self._idle_timeout_ms,
             max_outbox_bytes=self._max_outbox_bytes,
             on_error=self._on_error,
+            complaints=self._complaints,
         )
         # Judged before an older link goes: a second holder of an identity replaces nothing.
         token = self._registry.open(

@@ -80,7 +80,10 @@ async def torture(cluster: Cluster, mode: str, logs: Path, duration_s: float) ->
     return max(0, words["done"] - number), words["done"]
 
 
-@pytest.mark.parametrize("duration_s", [5.0, pytest.param(600.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "duration_s",
+    [5.0, pytest.param(600.0, marks=[pytest.mark.long, pytest.mark.timeout(900)])],
+)
 async def test_no_update_is_lost_under_a_lock(
     make_cluster: MakeCluster, tmp_path: Path, duration_s: float
 ) -> None:

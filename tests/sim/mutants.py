@@ -21,6 +21,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
+from hypothesis import Phase, settings
 
 from datapath.errors import SafetyError
 from tests.sim.access_mutants import ACCESS_MUTANTS
@@ -178,8 +179,13 @@ def _first_line(error: BaseException) -> str:
 
 def _run_unit(name: str) -> Verdict:
     said = io.StringIO()
+    # That it fails is all that is asked: Hypothesis would look up to five minutes for a short case.
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    settings.register_profile("no shrinking", phases=phases)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # Hypothesis is imported here
     with contextlib.redirect_stdout(said):
-        code = pytest.main([name, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"])
+        code = pytest.main([name, *options, "--hypothesis-profile=no shrinking"])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"{name} could not be run:\n{said.getvalue()}")
     return Verdict(name.rpartition("::")[2] if code else "")

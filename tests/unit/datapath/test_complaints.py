@@ -43,6 +43,18 @@ def test_after_the_interval_a_kind_is_written_again(caplog: pytest.LogCaptureFix
     assert [r.getMessage()[:4] for r in caplog.records[-2:]] == ["95 m", "refu"]
 
 
+def test_the_summary_is_as_loud_as_what_it_stands_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    complaints = Complaints(LOGGER)
+    for _ in range(2):
+        complaints.log("closed n2", "n2 closed the link", 0.0, level=logging.INFO)
+    for level in (logging.INFO, logging.WARNING):
+        complaints.log("dial", "busy", 0.0, level=level)
+    caplog.clear()
+    complaints.tick(INTERVAL_S)
+    assert [record.levelno for record in caplog.records] == [logging.INFO, logging.WARNING]
+
+
 def test_the_same_text_is_written_once(caplog: pytest.LogCaptureFixture) -> None:
     complaints = Complaints(LOGGER)
     assert [complaints.log("accept", "busy", 0.0) for _ in range(3)] == [True, False, False]

@@ -177,7 +177,8 @@ async def test_a_load_rides_through_two_killed_primaries(tmp_path: Path) -> None
     async with up(data, port) as running:
         await running.until(running.shows(r"n3 backup in sync"))
         endpoints = [f"http://127.0.0.1:{port + number}" for number in range(3)]
-        load = await start("load", file, "--json", endpoints=endpoints)
+        options = ("--json", "--batch", "1")  # else it is over before the second kill
+        load = await start("load", file, *options, endpoints=endpoints)
         async with AsyncClient(endpoints) as client:
             for share in (0.2, 0.6):
                 while (await client.page(limit=1)).revision < share * len(expected):

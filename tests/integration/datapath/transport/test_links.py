@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from datapath.complaints import MAX_LINES_PER_INTERVAL
 from datapath.transport.framing import (
     BINARY,
     LARGE_MESSAGE_BYTES,
@@ -244,6 +245,24 @@ async def test_a_lost_link_is_redialled_at_once(monkeypatch: pytest.MonkeyPatch)
             monkeypatch.setattr(f"datapath.transport.dialer.{delay}", 600_000)
         pair.far.link.close("lost")
         await until(lambda: len(pair.near.opened) == 2)
+
+
+async def test_links_that_close_again_and_again_fill_no_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a node whose disk is full, for as long as it is."""
+    caplog.set_level(logging.INFO)
+    for delay in ("MIN_REDIAL_DELAY_MS", "MAX_REDIAL_DELAY_MS"):
+        monkeypatch.setattr(f"datapath.transport.dialer.{delay}", 1)
+    async with connected() as pair:
+        for number in range(20):
+            await until(lambda: pair.near.up == 1)
+            pair.near.link.close(f"reason {number}")
+            await until(lambda: pair.near.up == 0)
+        await until(lambda: len(pair.far.closed) == 20)
+    lines = [record.getMessage() for record in caplog.records if "closed>" in record.getMessage()]
+    assert sum("to n2" in line for line in lines) == MAX_LINES_PER_INTERVAL
+    assert sum("from n1" in line for line in lines) == MAX_LINES_PER_INTERVAL
 
 
 async def test_the_dialer_takes_up_a_changed_address() -> None:
