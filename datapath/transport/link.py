@@ -115,6 +115,7 @@ class Link:
         self._decode = handler.decode
         self._on_error = on_error
         self._complaints = complaints
+        self._end = "end"  # or "violation": neither hides the other in the log
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._handler_done = asyncio.Event()
@@ -200,7 +201,8 @@ class Link:
             if self._timer is not None:
                 self._timer.cancel()
             text = f"{self}: {self.reason}"
-            self._complaints.log(f"closed {self.peer}", text, self._loop.time(), level=logging.INFO)
+            kind = f"{self._end} of {self.kind} with {self.peer}"
+            self._complaints.log(kind, text, self._loop.time(), level=logging.INFO)
             self._guard(self._handler.on_close, self, self.reason)
             self._handler_done.set()
             reason = self.reason.encode()[:_MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
@@ -243,6 +245,7 @@ class Link:
 
     def on_violation(self, error: Exception) -> None:
         """Close."""
+        self._end = "violation"
         self.close(f"{self.peer} violated the protocol: {str(error)[:_MAX_QUOTED_LENGTH]}")
 
     def on_lost(self, error: Exception | None) -> None:
