@@ -228,8 +228,10 @@ class Generator:
         self.free(connection)
 
     def free(self, connection: Connection) -> None:
-        """Give a free connection its next request, if one is due."""
-        if not self.running or not connection.open:
+        """Give a free connection its next request, if one is due; after the end, close it."""
+        if not self.running:
+            connection.close()  # it may have been opened since
+        if not (self.running and connection.open):
             return
         if self.load.rate_per_s:
             if self._due:

@@ -176,6 +176,27 @@ async def test_a_server_that_goes_away_is_counted_as_errors() -> None:
     assert outcome.errors[generator.LOST] >= 2  # it came back and tried again
 
 
+class SlowToConnect(Generator):
+    """Connects again only when `over` is set."""
+
+    over: asyncio.Event
+
+    async def _open(self, connection: generator.Connection) -> None:
+        if self.running:
+            await self.over.wait()
+        await super()._open(connection)
+
+
+async def test_a_connection_that_opens_after_the_end_is_closed() -> None:
+    async with serving(Leaving()) as (_, port):  # which ends once all its connections have
+        made = SlowToConnect(load_of(port), asyncio.get_running_loop())
+        made.over = asyncio.Event()
+        await made.connect()
+        await made.run(now_ns(), now_ns() + 500_000_000)
+        made.over.set()
+        await asyncio.gather(*made._tasks)
+
+
 def test_only_what_ends_within_the_measurement_counts() -> None:
     recorder = Recorder(1_000_000_000, 2_000_000_000, 100)
     recorder.record(900_000_000, 999_999_999)
