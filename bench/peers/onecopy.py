@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from bench.peers.process import (
 )
 from bench.spec import Caller
 from cluster.services.access_guard import draw_token, hash_line
+from cluster.up.process import NODE_ENVIRONMENT
 
 SECRET = "a secret for measurements, 32 bytes"
 
@@ -82,7 +84,8 @@ class Onecopy(Peer):
         for node in self.nodes:
             command = [sys.executable, "-m", "cluster.cli.main", "serve"]
             command += ["--config", str(self.config), "--node", node]
-            self.processes[node] = Process(node, command, directory / f"{node}.log")
+            log, environment = directory / f"{node}.log", {**NODE_ENVIRONMENT, **os.environ}
+            self.processes[node] = Process(node, command, log, environment)
 
     @classmethod
     def shape(cls, **options: Any) -> Callable[[Path], Onecopy]:

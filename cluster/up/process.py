@@ -16,6 +16,12 @@ STABLE_AFTER_S = 30.0  # a node that ran so long starts again after RESTART_FIRS
 LOG_SIZE_MAX_BYTES = 16 * 1024 * 1024  # a larger log is set aside as .1 when the node starts
 TAIL_SIZE_BYTES = 4096
 STOPPED = "stopped"
+NODE_ENVIRONMENT = {
+    "PYTHONMALLOC": "malloc",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1",
+}
+"""Memory in huge pages, where the kernel gives them on request: docs/performance.md says what for.
+`deploy/` sets the same."""
 
 
 def own_file(path: str, flags: int) -> int:
@@ -57,7 +63,7 @@ class NodeProcess:
         if self.log.exists() and self.log.stat().st_size > LOG_SIZE_MAX_BYTES:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
         package_root = str(Path(__file__).resolve().parents[2])
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**NODE_ENVIRONMENT, **os.environ, "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(
             part for part in (package_root, os.environ.get("PYTHONPATH", "")) if part
         )

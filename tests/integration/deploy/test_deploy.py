@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config.file import load_config
+from cluster.up.process import NODE_ENVIRONMENT
 from tests.nodes.conftest import MakeCluster, make_cluster  # noqa: F401 -- a fixture
 from tests.support.commands import ROOT
 
@@ -53,6 +54,12 @@ def test_the_alerts_fire_as_they_should() -> None:
     assert "SUCCESS" in run(
         promtool, "test", "rules", "onecopy.rules.test.yml", directory=RULES.parent
     )
+
+
+def test_the_unit_and_the_image_set_what_up_gives_its_nodes() -> None:
+    said = " ".join(f"{name}={setting}" for name, setting in NODE_ENVIRONMENT.items())
+    assert f"\nEnvironment={said}\n" in UNIT.read_text()
+    assert f"\nENV {said}\n" in (DEPLOY / "docker" / "Dockerfile").read_text()
 
 
 def test_each_alert_has_its_test_and_its_line_in_the_docs() -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from cluster.client.aio import AsyncClient
 from cluster.config.file import load_config
+from cluster.up.process import NODE_ENVIRONMENT
 from tests.support.cluster import wait_until
 from tests.support.commands import Ended, finish, run, start
 from tests.support.ports import free_up_port
@@ -148,6 +149,11 @@ async def test_up_makes_a_cluster_that_answers_over_tls_with_tokens_only(tmp_pat
         assert token not in await said(running)
 
 
+def environment_of(pid: int) -> list[str]:
+    given = Path(f"/proc/{pid}/environ").read_text()
+    return [setting.partition("=")[0] for setting in given.split("\0")]
+
+
 async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_up_port()
     async with up(data, port, "--nodes", "2", "--witness", "1") as running:
@@ -156,6 +162,7 @@ async def test_a_killed_node_comes_back_and_the_service_goes_on(tmp_path: Path) 
             await client.put("k", "1")
             primary = (await client.status()).primary
             before, old_pid = len(running.lines), running.pid_of(primary)
+            assert set(environment_of(old_pid)) >= set(NODE_ENVIRONMENT)
             os.kill(old_pid, signal.SIGKILL)
             await client.put("k", "2")
             await running.until(
