@@ -231,7 +231,8 @@ class Generator:
         """Give a free connection its next request, if one is due; after the end, close it."""
         if not self.running:
             connection.close()  # it may have been opened since
-        if not (self.running and connection.open):
+            return
+        if not connection.open:
             return
         if self.load.rate_per_s:
             if self._due:

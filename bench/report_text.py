@@ -16,6 +16,9 @@ GENERATOR = """
 - All servers and the load generator share one machine and its loopback. So throughput is what that
   machine's cores give to servers *and* clients together; compare systems within one run, not with
   figures from elsewhere.
+- onecopy's nodes have the environment that `onecopy up` and the files of `deploy/` give them
+  (`PYTHONMALLOC`, `GLIBC_TUNABLES`: memory in huge pages), unless the benchmark's own has another;
+  results of before 28 November 2026, 21:40 UTC, are without.
 - **Closed loop** (unless it says otherwise): each connection sends its next request when the reply
   has come; nothing is pipelined. **Open loop**: requests are due at fixed times (in steps of 1 ms),
   and latency counts from when a request was due, so that a stall shows in every request that it held

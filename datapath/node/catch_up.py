@@ -66,7 +66,9 @@ class Snapshots:
         self._sending[peer] = session
         if running:
             return
-        self._tell(peer, f"{peer} is too far behind for log replay: sending a snapshot")
+        self._tell(
+            f"snapshot for {peer}", f"{peer} is too far behind for log replay: sending a snapshot"
+        )
         throttle = Throttle(0 if self._hurries else self._rate_bytes_per_s, self._requests)
         self._throttles[peer] = throttle
         sender = SnapshotSender(throttle=throttle)
@@ -82,7 +84,7 @@ class Snapshots:
             done = True
         except (TransferError, DiskFullError) as problem:
             text = f"the snapshot for {peer} failed: {problem}"
-            self._tell(f"failed {peer}", text, logging.WARNING)
+            self._tell(f"failed snapshot for {peer}", text, logging.WARNING)
             await asyncio.sleep(SNAPSHOT_RETRY_INTERVAL_S)
         finally:
             self._storage.retention.end_snapshot(peer, clock_ms(), installed=done)
@@ -121,7 +123,7 @@ class Snapshots:
         problem = self._replica.snapshot_refusal(peer, offer.index, offer.sender_epoch)
         if problem:
             return problem
-        self._tell("receiving", f"receiving a snapshot at {offer.index} from {peer}")
+        self._tell("snapshot received", f"receiving a snapshot at {offer.index} from {peer}")
         try:
             return self._storage.snapshot_writer(offer.index, offer.epoch)
         except DiskFullError as error:

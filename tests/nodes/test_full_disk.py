@@ -179,7 +179,7 @@ async def test_a_snapshot_that_finds_no_room_is_tried_again_until_there_is_some(
     def failed() -> bool:
         cluster.check_alive()
         said = cluster.nodes["n1"].log()
-        again = re.search(r"(\d+) more lines like 'failed n3'", said)
+        again = re.search(r"(\d+) more lines like 'failed snapshot for n3'", said)
         return "the snapshot for n3 failed" in said and again is not None and int(again[1]) > 2
 
     await wait_until(failed, "the snapshot finds no room, again and again")
