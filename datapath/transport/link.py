@@ -115,7 +115,7 @@ class Link:
         self._decode = handler.decode
         self._on_error = on_error
         self._complaints = complaints
-        self._end = "end"  # or "violation": neither hides the other in the log
+        self._log_kind = "end"  # or "violation": neither hides the other
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._handler_done = asyncio.Event()
@@ -201,7 +201,7 @@ class Link:
             if self._timer is not None:
                 self._timer.cancel()
             text = f"{self}: {self.reason}"
-            kind = f"{self._end} of {self.kind} with {self.peer}"
+            kind = f"{self._log_kind} of {self.kind} with {self.peer}"
             self._complaints.log(kind, text, self._loop.time(), level=logging.INFO)
             self._guard(self._handler.on_close, self, self.reason)
             self._handler_done.set()
@@ -245,7 +245,7 @@ class Link:
 
     def on_violation(self, error: Exception) -> None:
         """Close."""
-        self._end = "violation"
+        self._log_kind = "violation"
         self.close(f"{self.peer} violated the protocol: {str(error)[:_MAX_QUOTED_LENGTH]}")
 
     def on_lost(self, error: Exception | None) -> None:
